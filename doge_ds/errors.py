@@ -1,0 +1,59 @@
+"""The exceptions that users see: what is wrong, where, and what to do about it, in one line.
+
+Anything else that escapes a program is a defect of ours and keeps its traceback.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterable
+
+
+class DogeError(Exception):
+    """A mistake that the user can mend.
+
+    Attributes:
+        exit_status: what the process ends with; 2 says that the input is wrong and nothing was changed.
+    """
+
+    exit_status = 2
+
+    def __init__(self, where: str, problem: str, remedy: str) -> None:
+        """Args: the file, key or option at fault; what is wrong with it, with the value; what would do."""
+        super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
+
+
+class ConfigError(DogeError):
+    """A run configuration, a DeepSpeed configuration or a command line that cannot be used."""
+
+
+class MixtureError(DogeError):
+    """A mixture that is no distribution over the domains of the store."""
+
+
+class StoreError(DogeError):
+    """A token store, or text for one, that is missing, damaged or too small."""
+
+
+class TokenizerError(DogeError):
+    """A tokenizer that cannot be loaded or trained, or is not the one that the tokens were made with."""
+
+
+class RunError(DogeError):
+    """A run directory that cannot be continued."""
+
+
+class ModelError(DogeError):
+    """A model that cannot be built or loaded."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """A remedy for a misspelt name: the closest candidate where there is one, else all of them."""
+    names = sorted(candidates)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(names)}"
+
+
+def report(error: DogeError) -> int:
+    """Print the one line on stderr; the exit status to end with."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return error.exit_status

@@ -1,0 +1,1 @@
+"""WING 4, a model and a store to numbers."""

@@ -1,0 +1,1 @@
+"""WING 1, the paper's mathematics: tensors in, tensors out."""

@@ -1,0 +1,60 @@
+"""The command line that `train_proxy.py` and `train_base.py` share."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn, cast
+
+from doge_ds.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are errors of ours, so that they are printed once and not once a rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError("command line", message, "see --help")
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What a run is started with."""
+
+    config: Path
+    settings: list[str]
+    output: Path
+    resume: Literal["auto", "never"]
+    mixture: str
+
+
+def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_mixture: bool = False) -> RunArguments:
+    """Parse a program's arguments (None: the process's own). Raises ConfigError for those that cannot be understood."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, required=True, help="run configuration, see ds_configs/runs/")
+    if needs_mixture:
+        parser.add_argument("--mixture", required=True, help="a mixture.json, or uniform, or natural (token counts)")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings that replace the file's, like training.steps=100 or doge.target='[\"books\"]'",
+    )
+    parser.add_argument("--output", type=Path, help="run directory; by default runs/<the configuration's name>")
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "never"],
+        default="auto",
+        help="auto: continue the run that the directory holds; never: refuse to",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
+    found = parser.parse_args(arguments)
+    return RunArguments(
+        config=found.config,
+        settings=found.settings,
+        output=found.output or Path("runs") / found.config.stem,
+        resume=cast(Literal["auto", "never"], found.resume),
+        mixture=found.mixture if needs_mixture else "",
+    )

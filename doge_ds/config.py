@@ -1,0 +1,231 @@
+"""Run configuration: one strict JSON file per run; every key typed, ranged and explained.
+
+The run configuration owns batch sizes, learning rate, schedule, clipping and steps. The DeepSpeed configuration that it
+points to owns precision, ZeRO, communication, offload and monitors; `training/deepspeed_config.py` joins the two.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from doge_ds.errors import ConfigError, nearest
+
+
+class _Section(BaseModel):
+    """Unknown keys are refused; a number in quotes is no number; a whole number will do where a fraction may stand."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Which tokens to train on."""
+
+    path: str = Field(description="Token store, as `doge-ds prepare` makes it; relative to the working directory.")
+    sequence_length: int = Field(ge=2, description="Tokens in a training sequence; its first token is context only.")
+    train_domains: list[str] | None = Field(
+        default=None, min_length=1, description="Domains to train on; by default all of the store but the targets."
+    )
+    max_epochs: float = Field(default=4.0, gt=0, description="Refuse a run that reads any domain more often than this.")
+
+
+class TrainingConfig(_Section):
+    """What both stages have in common."""
+
+    steps: int = Field(ge=1, description="Optimizer steps.")
+    micro_batch_size: int | None = Field(
+        default=None, ge=1, description="Sequences of one forward pass on one rank; by default all that a rank gets."
+    )
+    learning_rate: float = Field(gt=0, description="Peak of the schedule cosine_with_min_lr.")
+    min_learning_rate: float = Field(default=0.0, ge=0, description="Where the cosine ends, at the last step.")
+    warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up from 0.")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, on matrices; norms and biases have none.")
+    gradient_clipping: float = Field(default=1.0, ge=0, description="Largest norm of the model's gradient; 0: off.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of initialisation, sample order and dropout.")
+    checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints; the last is saved.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
+    log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl, the last one too.")
+
+    @model_validator(mode="after")
+    def _schedule_is_possible(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        if self.warmup_steps >= self.steps and self.warmup_steps > 0:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves none of {self.steps} steps to train")
+        return self
+
+
+class ProxyTrainingConfig(TrainingConfig):
+    """The proxy sees the same number of sequences of every domain in every step."""
+
+    sequences_per_domain: int = Field(ge=1, description="Sequences of each domain in one step, over all ranks.")
+
+
+class BaseTrainingConfig(TrainingConfig):
+    """The base model sees batches drawn from the mixture."""
+
+    global_batch_size: int = Field(ge=1, description="Sequences in one step, over all ranks.")
+
+
+Normalization = Literal["none", "mean_gradient_norm", "cosine"]
+
+# What a preset sets, unless the run configuration says otherwise. `official` is what the authors' code does: every
+# domain's gradient clipped to the Trainer's max_grad_norm of 1, division by the mean norm, scores between 0 and 5.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"clip_domain_gradients": None, "normalize": "none", "clip": None},
+    "official": {"clip_domain_gradients": 1.0, "normalize": "mean_gradient_norm", "clip": (0.0, 5.0)},
+}
+
+
+class DogeConfig(_Section):
+    """How the proxy learns the domain weights (section 4 of the paper; docs/paper_map.md names the functions)."""
+
+    target: Literal["all", "others", "mix"] | list[str] = Field(
+        default="mix",
+        description="Whose loss the weights shall lower: all train domains, all others than the one scored, "
+        "held-out sequences of an even mix of them, or a list of domains.",
+    )
+    preset: Literal["official", "paper"] = Field(
+        default="official", description="Scores as the authors' code has them, or as the paper writes them."
+    )
+    mu: float = Field(default=0.01, gt=0, description="Strength of the Bregman term: smaller moves weights faster.")
+    step_size: float | None = Field(
+        default=None, gt=0, description="Fixed step of the weights; by default the learning rate of the step."
+    )
+    divergence: Literal["kl", "euclidean"] = Field(default="kl", description="Mirror map: softmax, or projection.")
+    smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of the uniform mixture mixed in every step.")
+    clip_domain_gradients: float | None = Field(
+        default=None, gt=0, description="Largest norm of one domain's gradient; null: off. Set by the preset."
+    )
+    normalize: Normalization = Field(default="none", description="What scores are divided by. Set by the preset.")
+    clip: tuple[float, float] | None = Field(
+        default=None, strict=False, description="Smallest and largest score; null: off. Set by the preset."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(str(values.get("preset", "official")), {}), **values}
+
+    @model_validator(mode="after")
+    def _names_are_distinct_and_clip_is_a_range(self) -> Self:
+        if isinstance(self.target, list) and (not self.target or len(set(self.target)) != len(self.target)):
+            raise ValueError(f"target {self.target} must name at least one domain, and none twice")
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip {list(self.clip)} is no range")
+        return self
+
+
+class RunConfig(_Section):
+    """What both programs read."""
+
+    model: dict[str, Any] = Field(
+        description="What transformers' AutoConfig.for_model takes: model_type and its settings. "
+        "vocab_size comes from the store; dropout is 0 unless set."
+    )
+    data: DataConfig
+    deepspeed: dict[str, Any] = Field(description="DeepSpeed's configuration, or its path relative to this file.")
+
+
+class ProxyConfig(RunConfig):
+    """ds_configs/runs/*.json of `train_proxy.py`."""
+
+    training: ProxyTrainingConfig
+    doge: DogeConfig = Field(default_factory=DogeConfig)
+
+
+class BaseConfig(RunConfig):
+    """ds_configs/runs/*.json of `train_base.py`."""
+
+    training: BaseTrainingConfig
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def load_config(kind: type[Config], path: Path, settings: Sequence[str] = ()) -> Config:
+    """Read one run configuration.
+
+    Args:
+        kind: ProxyConfig or BaseConfig.
+        path: the JSON file.
+        settings: `section.key=value` overrides (`--set`); a value is JSON, or else a string.
+
+    Raises:
+        ConfigError: no such file, no JSON (with line and column), an unknown key (with the nearest valid one), a wrong
+            type, or a value out of range.
+    """
+    values = read_json_object(path)
+    for setting in settings:
+        _override(values, setting)
+    if isinstance(values.get("deepspeed"), str):
+        values["deepspeed"] = read_json_object(path.parent / values["deepspeed"])
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise _first_mistake(kind, path, error) from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ConfigError with line and column where it does not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read ({error.strerror})", "check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "is no UTF-8 text", "write it as JSON") from None
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise ConfigError(where, f"is no JSON ({error.msg})", "mend it there") from None
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), "holds no JSON object", "start it with {")
+    return values
+
+
+def _override(values: dict[str, Any], setting: str) -> None:
+    """Write one `section.key=value` into the raw values."""
+    keys, equals, text = setting.partition("=")
+    if not equals or not all(keys.split(".")):
+        raise ConfigError(f"--set {setting}", "is no assignment", "write it like training.steps=100")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *sections, last = keys.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {setting}", f"{section} is no section", "name a section and a key")
+    values[last] = value
+
+
+def _first_mistake(kind: type[BaseModel], path: Path, error: ValidationError) -> ConfigError:
+    """One line for the first thing that pydantic found."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return ConfigError(
+            f"{path}: {'.'.join(location)}", "unknown key", nearest(location[-1], _keys(kind, location[:-1]))
+        )
+    # Inside a choice of types pydantic adds the name of the type that it tried; a user knows section and key only.
+    key = ".".join(location[:2]) or "the file"
+    if first["type"] == "missing":
+        return ConfigError(f"{path}: {key}", "is missing", "add it")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if first["type"] == "value_error":
+        return ConfigError(f"{path}: {key}", message, "change one of them")
+    return ConfigError(f"{path}: {key}", f"{json.dumps(first['input'], default=str)} cannot stand", f"it {message}")
+
+
+def _keys(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    """Valid keys of a section."""
+    for section in sections:
+        annotation = kind.model_fields[section].annotation if section in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,42 @@
+"""What a run will read of every domain, printed before its first step; and the refusal of too many epochs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from doge_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DomainNeed:
+    """One domain in one run: `needed` and `available` are sequences."""
+
+    name: str
+    weight: float
+    needed: int
+    available: int
+
+    @property
+    def epochs(self) -> float:
+        return self.needed / self.available if self.available else 0.0
+
+
+def plan_table(needs: Sequence[DomainNeed]) -> str:
+    """The table: domain, weight, sequences needed, sequences there, epochs."""
+    width = max(len("domain"), *(len(need.name) for need in needs))
+    lines = [f"{'domain':<{width}}  {'weight':>7}  {'sequences needed':>16}  {'there':>10}  {'epochs':>6}"]
+    for need in needs:
+        lines.append(
+            f"{need.name:<{width}}  {need.weight:>7.4f}  {need.needed:>16,}  {need.available:>10,}  {need.epochs:>6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def refuse_too_many_epochs(needs: Sequence[DomainNeed], max_epochs: float) -> None:
+    """Raises ConfigError for the domain that is read most often, where that is more than `max_epochs`."""
+    worst = max(needs, key=lambda need: need.epochs)
+    if worst.epochs > max_epochs:
+        raise ConfigError(
+            "data.max_epochs",
+            f"{worst.name} would be read {worst.epochs:.1f} times, more than {max_epochs:g}",
+            "lower its weight or training.steps, add text, or raise data.max_epochs",
+        )

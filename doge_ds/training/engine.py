@@ -1,0 +1,123 @@
+"""Model and configuration to a DeepSpeed engine, and the engine's checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.checkpoint.constants import (
+    UNIVERSAL_CHECKPOINT_INFO,
+    UNIVERSAL_CHECKPOINT_VERSION_KEY,
+    UNIVERSAL_CHECKPOINT_VERSION_VALUE,
+)
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from doge_ds.config import TrainingConfig
+from doge_ds.errors import ConfigError, RunError
+
+
+def cut_into_micro_batches(key: str, sequences: int, micro_batch_size: int | None, world_size: int) -> tuple[int, int]:
+    """How a step's sequences are cut: (micro-batch size, micro-batches on each rank).
+
+    Args:
+        key: the run configuration's key of `sequences`, for the message.
+        sequences: of one step, over all ranks.
+        micro_batch_size: None for all that a rank gets.
+
+    Raises:
+        ConfigError: the ranks and micro-batches do not divide the sequences; the message has the values that would do.
+    """
+    unit = world_size * (micro_batch_size or 1)
+    if sequences % unit == 0:
+        size = micro_batch_size or sequences // world_size
+        return size, sequences // (world_size * size)
+    cut = f"{world_size} ranks" + (f" x micro-batches of {micro_batch_size}" if micro_batch_size else "")
+    below, above = sequences // unit * unit, (sequences // unit + 1) * unit
+    would_do = f"{below} or {above}" if below else f"{above}"
+    raise ConfigError(f"training.{key}", f"{sequences} cannot be divided by {cut}", f"{would_do} would do")
+
+
+def start_engine(
+    model: torch.nn.Module, deepspeed_config: dict[str, Any], training: TrainingConfig
+) -> deepspeed.DeepSpeedEngine:
+    """The engine, with AdamW in two parameter groups and transformers' schedule cosine_with_min_lr."""
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, training.weight_decay),
+        config=deepspeed_config,
+        lr_scheduler=lambda optimizer: get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer, training.warmup_steps, training.steps, min_lr=training.min_learning_rate
+        ),
+    )
+    return engine
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and embeddings decay; norms and biases, which have one dimension, do not."""
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Under ZeRO-3 the parameter itself is an empty shell; DeepSpeed keeps its shape beside it.
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if len(shape) >= 2 else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Checkpoints:
+    """DeepSpeed's checkpoints of one run, and the newest few of them.
+
+    Domain weights and the state of the data ride in the client state, in the same files as the model: they cannot come
+    apart. DeepSpeed writes `latest` after all else, so a save that was cut short is never the one that is loaded.
+    """
+
+    def __init__(self, directory: Path, training: TrainingConfig) -> None:
+        self.directory = directory
+        self._training = training
+
+    def is_due(self, step: int) -> bool:
+        """Whether the run saves after this 0-based step."""
+        return (step + 1) % self._training.checkpoint_every == 0 or step + 1 == self._training.steps
+
+    def save(self, engine: deepspeed.DeepSpeedEngine, step: int, state: dict[str, Any]) -> None:
+        """Save after `step` steps (collective), then delete all but the newest `keep_checkpoints`."""
+        client_state = {
+            "doge_ds": {"step": step, **state},
+            # DeepSpeed's universal converter wants this from the first checkpoint of a ZeRO-2 run on.
+            UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE},
+        }
+        engine.save_checkpoint(str(self.directory), tag=f"step{step:08d}", client_state=client_state)
+        deepspeed.comm.barrier()
+        if engine.global_rank == 0:
+            for old in sorted(self.directory.glob("step*"))[: -self._training.keep_checkpoints]:
+                shutil.rmtree(old)
+
+    def load(self, engine: deepspeed.DeepSpeedEngine) -> dict[str, Any] | None:
+        """Load the latest checkpoint into the engine (collective); its state with "step", or None without one.
+
+        Raises:
+            RunError: there are checkpoints, but the latest cannot be loaded.
+        """
+        if self.latest is None:
+            return None
+        path, client_state = engine.load_checkpoint(str(self.directory))
+        if path is None:
+            raise RunError(str(self.latest), "cannot be loaded", f"delete it and correct {self.directory}/latest")
+        state: dict[str, Any] = client_state["doge_ds"]
+        return state
+
+    @property
+    def latest(self) -> Path | None:
+        """Folder of the latest whole checkpoint."""
+        pointer = self.directory / "latest"
+        return self.directory / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file in one piece or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,219 @@
+"""One run's directory, metrics, progress line and stop signals.
+
+RUN/config.json      resolved run configuration; can be given to --config again
+RUN/run.json         what else makes the run what it is: program, ranks, store, tokenizer, mixture
+RUN/metrics.jsonl    one object a logged step
+RUN/checkpoints/     DeepSpeed's
+RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
+"""
+
+import hashlib
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NoReturn
+
+from tqdm import tqdm
+
+from doge_ds.config import RunConfig, TrainingConfig
+from doge_ds.errors import RunError
+from doge_ds.training.engine import write_json
+
+Resume = Literal["auto", "never"]
+
+# Keys that may change between a run and its continuation: they do not touch what is computed. The store may have been
+# moved; its fingerprint is compared instead.
+FREE_KEYS = {
+    "config.data.path",
+    "config.training.checkpoint_every",
+    "config.training.keep_checkpoints",
+    "config.training.log_every",
+}
+
+
+class RunDirectory:
+    """What is on disk, and whether it may be continued. Looking changes nothing; `create` is for rank 0."""
+
+    def __init__(self, path: Path, config: RunConfig, facts: Mapping[str, Any], result: str, resume: Resume) -> None:
+        """Look at the directory.
+
+        Args:
+            path: RUN.
+            config: resolved run configuration.
+            facts: what else makes the run what it is, as JSON.
+            result: name of the file or folder whose presence says that the run is finished.
+            resume: "auto" continues an unfinished run; "never" refuses one.
+
+        Raises:
+            RunError: the directory holds something else, another run (what differs is named), or a run and resume is
+                "never".
+        """
+        self.path = path
+        self._config = config.model_dump(mode="json")
+        self._facts = json.loads(json.dumps(facts))
+        self.result = path / result
+        self.checkpoints = path / "checkpoints"
+        if path.exists() and not path.is_dir():
+            raise RunError(str(path), "is a file", "name another --output")
+        if path.is_dir() and any(path.iterdir()):
+            self._refuse_other_runs(resume)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.result.exists()
+
+    def create(self) -> None:
+        """Make the directory with config.json and run.json (rank 0)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "run.json", self._facts)
+        write_json(self.path / "config.json", self._config)
+
+    def _refuse_other_runs(self, resume: Resume) -> None:
+        files = [self.path / "run.json", self.path / "config.json"]
+        if not all(file.is_file() for file in files):
+            raise RunError(str(self.path), "exists and is no run of ours", "name another --output")
+        if resume == "never":
+            raise RunError(str(self.path), "holds a run already", "name another --output, or leave --resume at auto")
+        try:
+            facts, config = (json.loads(file.read_text()) for file in files)
+        except json.JSONDecodeError:
+            raise RunError(f"{self.path}: run.json or config.json", "is no JSON", "name another --output") from None
+        there = _flatten({**facts, "config": config})
+        here = _flatten({**self._facts, "config": self._config})
+        missing = object()
+        differing = [
+            f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
+            for key in sorted(set(there) | set(here))
+            if key not in FREE_KEYS and there.get(key, missing) != here.get(key, missing)
+        ]
+        if differing:
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise RunError(
+                str(self.path), f"holds another run: {', '.join(differing[:3])}{more}", "name another --output"
+            )
+
+
+class Run:
+    """A run under way: which steps are left, its metrics and progress line, and whether it was asked to stop."""
+
+    def __init__(self, directory: RunDirectory, first_step: int, training: TrainingConfig, is_speaker: bool) -> None:
+        """Take over metrics.jsonl up to `first_step` and catch SIGTERM, SIGINT and SIGUSR1.
+
+        Args:
+            directory: created already.
+            first_step: steps that the checkpoint has behind it.
+            training: steps and log_every.
+            is_speaker: this is rank 0: it writes files and the progress line.
+        """
+        self.first_step = first_step
+        self._training = training
+        self.stop_requested = False
+        self._is_speaker = is_speaker
+        self._metrics = directory.path / "metrics.jsonl"
+        self._started = time.monotonic()
+        self._logged_at = self._started
+        self._tokens_since_log = 0
+        self._bar: tqdm[NoReturn] = tqdm(
+            total=training.steps,
+            initial=first_step,
+            unit="step",
+            disable=not is_speaker,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+        if is_speaker:
+            self._seconds_before = _drop_lines_after(self._metrics, first_step)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._request_stop)
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, 0-based, with the progress line around them."""
+        with self._bar:
+            for step in range(self.first_step, self._training.steps):
+                yield step
+                self._bar.update()
+
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics.jsonl gets a line for this 0-based step."""
+        return (step + 1) % self._training.log_every == 0 or step + 1 == self._training.steps
+
+    def log(self, step: int, tokens: int, values: Mapping[str, Any], shown: str) -> None:
+        """After a step: the progress line, and on logged steps a line of metrics.jsonl.
+
+        Args:
+            step: 0-based; written as the number of steps done.
+            tokens: that this step trained on, over all ranks.
+            values: for metrics.jsonl; "loss" is on the progress line too.
+            shown: the weights, for the progress line.
+        """
+        if not self._is_speaker:
+            return
+        self._tokens_since_log += tokens
+        now = time.monotonic()
+        rate = self._tokens_since_log / max(now - self._logged_at, 1e-9)
+        self._bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s{shown}", refresh=False)
+        if not self.is_logged(step):
+            return
+        line = {
+            "step": step + 1,
+            **values,
+            "tokens": tokens * (step + 1),
+            "tokens_per_second": round(rate, 1),
+            "seconds": round(self._seconds_before + now - self._started, 3),
+        }
+        with self._metrics.open("a") as stream:
+            stream.write(json.dumps(_without_nan(line)) + "\n")
+        self._logged_at, self._tokens_since_log = now, 0
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Finish the step, save, and end with status 75; a second Ctrl-C ends at once."""
+        if self.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+
+
+def _drop_lines_after(metrics: Path, step: int) -> float:
+    """Cut what a killed run logged beyond its last checkpoint; the seconds that the run had taken until then."""
+    if not metrics.exists():
+        return 0.0
+    kept, seconds = [], 0.0
+    for text in metrics.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break  # the kill came in the middle of this line
+        if line["step"] <= step:
+            kept.append(text + "\n")
+            seconds = line["seconds"]
+    temporary = metrics.with_name(metrics.name + ".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(metrics)
+    return seconds
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits of the resolved configuration."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _without_nan(values: Any) -> Any:
+    """NaN and infinities as null: JSON has no word for them."""
+    if isinstance(values, Mapping):
+        return {key: _without_nan(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(values, dict) or not values:
+        return {prefix.rstrip("."): values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}."))
+    return flat

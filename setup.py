@@ -19,6 +19,7 @@ setup(
         "torch>=2.6",
         "deepspeed>=0.19.8,<0.20",  # training/domain_gradients.py reads attributes that DeepSpeed does not promise
         "transformers>=5.0,<6",
+        "accelerate>=1.0",  # transformers asks for it wherever it meets a DeepSpeed configuration
         "datasets>=4.0",
         "sentencepiece>=0.2",
         "tensorboard>=2.16",

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from doge_ds.errors import ConfigError, DogeError, report
@@ -62,6 +63,9 @@ def start_process_group(ranks: Ranks) -> None:
 
     if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    # On CPUs DeepSpeed compiles its communication op with ninja and finds it again only with the same ninja: the one
+    # that was installed beside this Python, whether or not the virtual environment is activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     get_accelerator().set_device(ranks.local_rank)
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
 
@@ -69,10 +73,13 @@ def start_process_group(ranks: Ranks) -> None:
 def quieten_libraries() -> None:
     """Warnings and errors of DeepSpeed only: its dozens of information lines bury ours."""
     import logging
+    import warnings
 
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
+    # Functions that DeepSpeed calls are being renamed in torch; nothing that a user could do about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 def seed_everything(*keys: int | str) -> None:

@@ -85,10 +85,11 @@ class RunDirectory:
         there = _flatten({**facts, "config": config})
         here = _flatten({**self._facts, "config": self._config})
         missing = object()
+        free = FREE_KEYS | {"ranks"} if self.is_finished else FREE_KEYS
         differing = [
             f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
             for key in sorted(set(there) | set(here))
-            if key not in FREE_KEYS and there.get(key, missing) != here.get(key, missing)
+            if key not in free and there.get(key, missing) != here.get(key, missing)
         ]
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""

@@ -1,0 +1,39 @@
+# make demo    from nothing to a table: set up, prepare text, train a proxy and two base models, compare them
+# make test    set up and run the tests
+# make check   format, lint, types, import rules
+# make setup   the virtual environment alone; PYTHON=... and TORCH=... bring an interpreter and a torch of your own:
+#              make setup PYTHON=python3.12 TORCH="torch==2.9.0 --index-url URL"    installs that torch
+#              make setup PYTHON=/opt/cluster/bin/python TORCH=                     uses the torch which that Python has
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+READY := $(VENV)/ready
+
+.PHONY: demo test check setup
+
+demo: $(READY)
+	$(VENV)/bin/python -m doge_ds.demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest tests/test_architecture.py
+
+setup: $(READY)
+
+# The mark is newer than what it was made from, so a second call installs nothing.
+$(READY): setup.py constraints.txt
+	@command -v g++ >/dev/null || { echo "error: g++ is missing; DeepSpeed compiles its communication op with it (apt-get install g++)"; exit 2; }
+	@echo "setting up $(VENV): downloads about 1 GB, takes 3 to 5 minutes"
+	$(PYTHON) -m venv $(if $(TORCH),,--system-site-packages) $(VENV)
+	$(if $(TORCH),$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH))
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development]'
+	@echo "compiling DeepSpeed's communication op for CPUs: about 1 minute, once for each user of this machine"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(VENV)/bin/python -c \
+	  "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)"
+	@touch $@

@@ -1,0 +1,123 @@
+"""DoGE under ZeRO-2 on 1, 2 and 4 real ranks against the float64 reference in one process."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from doge_ds.config import DogeConfig
+from doge_ds.training.model import model_config
+from tests import reference_doge as reference
+from tests.distributed.ranks import torchrun
+from tests.distributed.scenarios import EXACT, ROUNDED, SKIPPED, batches_of, freeze
+
+NAMES = [scenario["name"] for scenario in EXACT]
+WORLD_SIZES = [1, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Results of all scenarios, one start for each number of ranks."""
+    found = {}
+    for world_size in WORLD_SIZES:
+        folder = found[world_size] = tmp_path_factory.mktemp(f"ranks{world_size}")
+        (folder / "scenarios.json").write_text(json.dumps(EXACT + ROUNDED + SKIPPED))
+        torchrun(world_size, "proxy_worker.py", str(folder / "scenarios.json"), str(folder))
+    return found
+
+
+def by_name(name: str) -> dict:
+    return next(scenario for scenario in EXACT + ROUNDED + SKIPPED if scenario["name"] == name)
+
+
+@cache
+def expected(name: str, initial: Path) -> tuple[dict, dict]:
+    """The reference's history and final parameters, from the initial parameters that the ranks started with."""
+    scenario = by_name(name)
+    model = AutoModelForCausalLM.from_config(
+        model_config(scenario["model"], scenario["vocabulary"], 0, scenario["length"])
+    )
+    model.load_state_dict(torch.load(initial, weights_only=True))
+    model = model.double()
+    freeze(model, scenario.get("frozen", ""))
+    training, doge = scenario["training"], DogeConfig.model_validate(scenario["doge"])
+    target = [scenario["rows"].index(row) for row in doge.target] if isinstance(doge.target, list) else doge.target
+    settings = {
+        "steps": training["steps"],
+        "warmup": training["warmup_steps"],
+        "peak": training["learning_rate"],
+        "smallest": training["min_learning_rate"],
+        "weight_decay": training["weight_decay"],
+        "clipping": training["gradient_clipping"],
+        "betas": (0.9, 0.95),
+        "eps": 1e-4,
+        "target": target,
+        **{key: getattr(doge, key) for key in ("clip_domain_gradients", "normalize", "clip", "mu")},
+        **{key: getattr(doge, key) for key in ("step_size", "divergence", "smoothing")},
+    }
+    history = reference.train(model, lambda step: batches_of(scenario, step), scenario["train_rows"], settings)
+    return history, model.state_dict()
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_and_the_final_model_equal_the_reference(
+    name: str, world_size: int, folders: dict[int, Path]
+) -> None:
+    history, parameters = expected(name, folders[1] / f"{name}.initial.pt")
+    found = json.loads((folders[world_size] / f"{name}.json").read_text())
+    weights, wanted = torch.tensor(found["weights"]), torch.tensor(history["weights"])
+    assert (weights - wanted).abs().max() < 1e-5
+    assert wanted.std(dim=1).max() > 1e-3  # the weights moved apart, so equality says something
+    assert found["mean"] == pytest.approx(history["mean"], abs=1e-5)
+    torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(history["losses"]), rtol=1e-5, atol=1e-5)
+    gram, wanted_gram = torch.tensor(found["gram"]), torch.tensor(history["gram"])
+    assert ((gram - wanted_gram).abs() / wanted_gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]).max() < 1e-4
+    final = torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True)
+    for key, tensor in parameters.items():
+        difference = (final[key].double() - tensor).norm() / tensor.norm().clamp(min=1e-3)
+        assert difference < 1e-5, key
+
+
+def test_one_two_and_four_ranks_give_the_same_weights(folders: dict[int, Path]) -> None:
+    for name in NAMES:
+        one, two, four = (
+            torch.tensor(json.loads((folders[world_size] / f"{name}.json").read_text())["weights"])
+            for world_size in WORLD_SIZES
+        )
+        assert max((one - two).abs().max(), (one - four).abs().max()) < 1e-5, name
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize(("name", "form"), [("bf16_buffer", "buffer"), ("bf16_list", "list")])
+def test_bf16_in_both_forms_follows_the_reference(
+    name: str, form: str, world_size: int, folders: dict[int, Path]
+) -> None:
+    history, _ = expected(name, folders[1] / f"{name}.initial.pt")
+    found = json.loads((folders[world_size] / f"{name}.json").read_text())
+    assert found["form"] == form
+    assert found["groups"] == 2
+    wanted = torch.tensor(history["weights"])
+    assert (torch.tensor(found["weights"]) - wanted).abs().max() < 0.1 * (wanted - 1 / 3).abs().max()
+    torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(history["losses"]), rtol=0.02, atol=0.02)
+    first, wanted_first = torch.tensor(found["gram"][0]), torch.tensor(history["gram"][0])
+    assert ((first - wanted_first).abs() / wanted_first.diagonal().max()).max() < 0.02
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("name", [scenario["name"] for scenario in SKIPPED])
+def test_a_step_with_nan_changes_neither_weights_nor_sum_nor_count(
+    name: str, world_size: int, folders: dict[int, Path]
+) -> None:
+    found = json.loads((folders[world_size] / f"{name}.json").read_text())
+    assert found["applied"] == [step != 7 for step in range(20)]
+    assert found["count"] == [step + 1 - (step >= 7) for step in range(20)]
+    assert found["weights"][7] == found["weights"][6]
+    assert found["weights"][8] != found["weights"][7]
+    accepted = [weights for step, weights in enumerate(found["weights"]) if step != 7]
+    assert found["mean"] == pytest.approx(torch.tensor(accepted, dtype=torch.float64).mean(dim=0).tolist(), rel=1e-12)
+    final = torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True)
+    assert all(torch.isfinite(tensor.float()).all() for tensor in final.values())

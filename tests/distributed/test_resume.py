@@ -1,0 +1,136 @@
+"""A run that is stopped, then killed, then finished equals an undisturbed one: bit for bit, with dropout on."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.ranks import Ranks, deepspeed, torchrun
+from tests.distributed.small_runs import small_store, write_config
+
+PROGRAMS = {"proxy": "doge_ds/train_proxy.py", "base": "doge_ds/train_base.py"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Undisturbed and disturbed runs of both programs, on 2 ranks each."""
+    folder = tmp_path_factory.mktemp("resume")
+    store = small_store(folder / "store")
+    (folder / "mixture.json").write_text('{"version": 1, "domains": {"a": 0.2, "b": 0.7, "c": 0.1}}')
+    for stage, program in PROGRAMS.items():
+        config = write_config(folder / f"{stage}.json", store, stage)
+        arguments = ["--config", str(config)]
+        arguments += ["--mixture", str(folder / "mixture.json")] if stage == "base" else []
+        undisturbed = Ranks(2, program, *arguments, "--output", str(folder / f"{stage}_undisturbed"))
+        assert undisturbed.finish()[0] == [0, 0]
+        disturb(folder, stage, program, [*arguments, "--output", str(folder / f"{stage}_disturbed")])
+    return folder
+
+
+def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> None:
+    """SIGTERM to one rank in mid-run, SIGKILL to all after going on, then to the end by the deepspeed launcher."""
+    metrics = folder / f"{stage}_disturbed" / "metrics.jsonl"
+    stopped = Ranks(2, program, *arguments)
+    stopped.wait_for_lines(metrics, 9)
+    stopped.processes[1].send_signal(signal.SIGTERM)
+    statuses, printed = stopped.finish()
+    assert statuses == [75, 75], printed
+    assert metrics.read_text().count("\n") < 40
+    killed = Ranks(2, program, *arguments)
+    killed.wait_for_lines(metrics, 27)
+    killed.kill()
+    assert metrics.read_text().count("\n") < 40
+    last = deepspeed(2, program, *arguments)
+    (folder / f"{stage}_last_output").write_text(last.stdout)
+    assert last.returncode == 0, last.stdout
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """All lines, without the times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_second")} for line in lines
+    ]
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_metrics_are_bitwise_equal_without_gaps_or_repeats(folder: Path, stage: str) -> None:
+    undisturbed, disturbed = metrics_of(folder / f"{stage}_undisturbed"), metrics_of(folder / f"{stage}_disturbed")
+    assert [line["step"] for line in disturbed] == list(range(1, 41))
+    assert disturbed == undisturbed
+    assert undisturbed[-1]["loss"] < undisturbed[0]["loss"] - 0.1
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_final_parameters_and_optimizer_are_bitwise_equal(folder: Path, stage: str) -> None:
+    compared = 0
+    for rank in range(2):
+        name = f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        one, other = (
+            torch.load(folder / f"{stage}_{kind}" / "checkpoints" / "step00000040" / name, weights_only=False)
+            for kind in ("undisturbed", "disturbed")
+        )
+        compared += count_equal_tensors(one, other)
+    assert compared >= 2 * 3  # parameters and both moments on each rank
+
+
+def count_equal_tensors(one: object, other: object) -> int:
+    """Tensors with elements in a nested structure, all of them equal to the other's."""
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor)
+        assert torch.equal(one, other)
+        return int(one.numel() > 1)
+    if isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        return sum(count_equal_tensors(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        assert len(one) == len(other)
+        return sum(count_equal_tensors(*pair) for pair in zip(one, other, strict=True))
+    return 0
+
+
+def test_mixture_is_the_mean_of_the_logged_weights(folder: Path) -> None:
+    mixtures = [
+        json.loads((folder / f"proxy_{kind}/mixture.json").read_text()) for kind in ("undisturbed", "disturbed")
+    ]
+    assert mixtures[0]["domains"] == mixtures[1]["domains"]
+    lines = metrics_of(folder / "proxy_undisturbed")
+    for name, weight in mixtures[0]["domains"].items():
+        assert weight == pytest.approx(sum(line[f"weight/{name}"] for line in lines) / 40, abs=1e-12)
+    assert list(mixtures[0]["domains"]) == ["a", "b", "c"]
+    assert max(mixtures[0]["domains"], key=mixtures[0]["domains"].__getitem__) == "b"  # x is made like b
+    assert mixtures[0]["source"]["accepted_steps"] == 40
+
+
+def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
+    kept = sorted(path.name for path in (folder / "base_undisturbed/checkpoints").glob("step*"))
+    assert kept == ["step00000036", "step00000040"]
+
+
+def test_a_finished_run_says_so_and_a_changed_one_is_refused(folder: Path) -> None:
+    arguments = ["--config", str(folder / "proxy.json"), "--output", str(folder / "proxy_disturbed")]
+    before = (folder / "proxy_disturbed/metrics.jsonl").read_bytes()
+    statuses, printed = Ranks(1, PROGRAMS["proxy"], *arguments).finish()
+    assert statuses == [0]
+    assert "finished" in printed
+    statuses, printed = Ranks(1, PROGRAMS["proxy"], *arguments, "--set", "doge.mu=0.5").finish()
+    assert statuses == [2]
+    assert "config.doge.mu is 0.02 there and 0.5 here" in printed
+    assert (folder / "proxy_disturbed/metrics.jsonl").read_bytes() == before
+
+
+def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_transformers_does(folder: Path) -> None:
+    torchrun(2, "base_worker.py", str(folder))
+    results = torch.load(folder / "base_worker.pt", weights_only=True)
+    torch.testing.assert_close(results["hugging_face"], results["engine"], rtol=1e-5, atol=1e-5)
+    assert results["engine"].std() > 0.05
+    assert len(results["plain"]) == len(results["zero3"]) > 20
+    for name, (mean, deviation) in results["plain"].items():
+        mean3, deviation3 = results["zero3"][name]
+        assert deviation3 == pytest.approx(deviation, rel=0.1, abs=1e-8), name
+        assert mean3 == pytest.approx(mean, abs=0.2 * deviation + 1e-8), name
+    saved = load_file(folder / "base_undisturbed/hf/model.safetensors")
+    assert saved["transformer.wte.weight"].shape == (64, 24)

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DogeError as error:
         return report(error)
     except KeyboardInterrupt:
-        print("interrupted: nothing was made", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
 
 

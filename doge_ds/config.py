@@ -205,7 +205,8 @@ def _override(values: dict[str, Any], setting: str) -> None:
 
 def _first_mistake(kind: type[BaseModel], path: Path, error: ValidationError) -> ConfigError:
     """One line for the first thing that pydantic found."""
-    first = error.errors(include_url=False)[0]
+    # A misspelt key is also a missing one; the misspelling is what the user wants to see.
+    first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return ConfigError(

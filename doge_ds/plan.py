@@ -8,10 +8,10 @@ from doge_ds.errors import ConfigError
 
 @dataclass(frozen=True)
 class DomainNeed:
-    """One domain in one run: `needed` and `available` are sequences."""
+    """One domain in one run: `needed` and `available` are sequences; a target that is not trained on has no weight."""
 
     name: str
-    weight: float
+    weight: float | None
     needed: int
     available: int
 
@@ -25,8 +25,9 @@ def plan_table(needs: Sequence[DomainNeed]) -> str:
     width = max(len("domain"), *(len(need.name) for need in needs))
     lines = [f"{'domain':<{width}}  {'weight':>7}  {'sequences needed':>16}  {'there':>10}  {'epochs':>6}"]
     for need in needs:
+        weight = "-" if need.weight is None else f"{need.weight:.4f}"
         lines.append(
-            f"{need.name:<{width}}  {need.weight:>7.4f}  {need.needed:>16,}  {need.available:>10,}  {need.epochs:>6.2f}"
+            f"{need.name:<{width}}  {weight:>7}  {need.needed:>16,}  {need.available:>10,}  {need.epochs:>6.2f}"
         )
     return "\n".join(lines)
 

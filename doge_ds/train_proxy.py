@@ -20,6 +20,7 @@ from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.mixture import mixture_from_weights, read_mixture
+from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.reweight.doge import DomainWeights, Proposal
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients, StepSummary
@@ -85,7 +86,9 @@ def check(options: RunArguments) -> ProxyJob:
     )
     facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
     directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
-    return ProxyJob(config, store, ranks, train_domains, loader, model, deepspeed_config, directory)
+    job = ProxyJob(config, store, ranks, train_domains, loader, model, deepspeed_config, directory)
+    refuse_too_many_epochs(_needs(job), data.max_epochs)
+    return job
 
 
 def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], list[str]]:
@@ -169,9 +172,20 @@ def _shown(weights: DomainWeights) -> str:
     return "".join(f" {name} {weight:.3f}" for name, weight in largest)
 
 
+def _needs(job: ProxyJob) -> list[DomainNeed]:
+    """What the whole run reads for every row; all rows get the same number of sequences, whatever the weights."""
+    needed = job.config.training.steps * job.config.training.sequences_per_domain
+    start = 1 / len(job.train_domains)
+    return [
+        DomainNeed(row, start if row in job.train_domains else None, needed, round(needed / epochs))
+        for row, epochs in job.loader.epochs(job.config.training.steps).items()
+    ]
+
+
 def _print_plan(job: ProxyJob) -> None:
     """What is about to be read, of every row."""
     print(f"proxy: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {job.directory.path}")
+    print(plan_table(_needs(job)), flush=True)
 
 
 def _write_mixture(job: ProxyJob, weights: DomainWeights) -> None:

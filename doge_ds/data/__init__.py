@@ -1,0 +1,1 @@
+"""WING 2, text to batches. No DeepSpeed."""

@@ -1,0 +1,276 @@
+"""A rank's batches: the order of samples and the token store, made into tensors by a thread that works ahead.
+
+    with ProxyLoader(store, ["arxiv", "books"], [], mix=True, sequences_per_domain=64, micro_batch_size=8,
+                     sequence_length=512, seed=1, rank=0, world_size=4) as loader:
+        for name, micro_batches in loader.domain_batches(step): ...
+
+Any step can be asked for at any time, and step n holds the same sequences on any number of ranks: a run resumes from
+the step alone. Ranks and their number are arguments; nothing here talks to other processes.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from doge_ds.data.order import FORMAT_VERSION, DomainOrder, Int64Array, MixtureOrder, Part, slots_of_rank
+from doge_ds.data.tokens import TokenStore
+from doge_ds.errors import RunError
+
+MIX_ROW = "<mix>"
+"""The row of the proxy's target `mix`. No domain can be called so."""
+
+DomainBatches = list[tuple[str, list[torch.Tensor]]]
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class MixtureBatch:
+    """One rank's part of one batch of the base model.
+
+    Attributes:
+        number: the batch; it holds samples number * global_batch_size and on.
+        micro_batches: pairs of tokens, [micro_batch_size, sequence_length], int64, and of the domain of each sequence,
+            [micro_batch_size], int64, in the order of the `sequence_counts` of the MixtureOrder.
+    """
+
+    number: int
+    micro_batches: list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Loader(Generic[Batch]):
+    """What both loaders share: the thread that prepares the next batches, and the state that a checkpoint keeps."""
+
+    def __init__(self, ahead: int, samples_per_step: int, identity: list[Any]) -> None:
+        """Args: how many batches to prepare ahead; samples in one; JSON of all that decides what is in them."""
+        self._ahead = ahead
+        self._samples_per_step = samples_per_step
+        self._fingerprint = hashlib.sha256(json.dumps([FORMAT_VERSION, *identity]).encode()).hexdigest()[:16]
+        self._pending: dict[int, Future[Batch]] = {}
+        # One worker, so that batches come in turn. At exit Python waits for the `ahead` batches at most: milliseconds.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after `step` steps keeps: {"samples_seen": int, "fingerprint": 16 hex digits}.
+
+        The fingerprint covers the store, the order and how many samples a step takes. It does not cover the number of
+        ranks or the micro-batch size: these may change when a run resumes.
+        """
+        return {"samples_seen": step * self._samples_per_step, "fingerprint": self._fingerprint}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises RunError where `state` is of other data, another order or another number of samples a step."""
+        if (found := state.get("fingerprint")) != self._fingerprint:
+            raise RunError(
+                "the checkpoint",
+                f"was made with other data or another order of samples ({found}, now {self._fingerprint})",
+                "restore the token store, data, seed and batch size of the run, or start a new one with --output",
+            )
+
+    def close(self) -> None:
+        """End the thread. The loader gives no batches afterwards."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make(self, number: int) -> Batch:
+        """Batch `number`; runs in the thread."""
+        raise NotImplementedError
+
+    def _get(self, number: int) -> Batch:
+        """Batch `number`, and the next ones set to work. What went wrong in the thread is raised here."""
+        if number < 0:
+            raise ValueError(f"batch {number}")
+        wanted = range(number, number + 1 + self._ahead)
+        for skipped in self._pending.keys() - set(wanted):  # the caller went somewhere else
+            self._pending.pop(skipped).cancel()
+        for following in wanted:
+            if following not in self._pending:
+                self._pending[following] = self._thread.submit(self._make, following)
+        return self._pending.pop(number).result()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One gradient of the proxy. With S sources, its sequence t is at position t // S of the order of source t % S."""
+
+    name: str
+    orders: list[DomainOrder]
+    windows: list[npt.NDArray[Any]]
+
+
+class ProxyLoader(_Loader[DomainBatches]):
+    """The proxy's batches: in every step each row gets `sequences_per_domain` sequences, over all ranks together.
+
+    Rows are the train domains; then the target domains that are not train domains; then, with `mix`, MIX_ROW, drawn
+    evenly from all train domains. Its sequences are reserved for the whole run (`DomainOrder`), so no other row ever
+    has them (paper, section 3 for the rows; the authors' universal runs reserve a slice likewise).
+
+    Attributes:
+        row_names: the rows' names, in the order of `domain_batches`.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        train_domains: Sequence[str],
+        target_domains: Sequence[str],
+        mix: bool,
+        sequences_per_domain: int,
+        micro_batch_size: int,
+        sequence_length: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Args: see the run configuration; `sequence_length` in tokens; `rank` from 0 to world_size - 1.
+
+        Raises:
+            StoreError: a domain is not in the store, or has too few sequences.
+            ValueError: `sequences_per_domain` is no multiple of ranks x micro-batch, or there is no such rank.
+        """
+        _check_sizes(sequences_per_domain, micro_batch_size, rank, world_size)
+        self._sequences_per_domain = sequences_per_domain
+        self._micro_batch_size = micro_batch_size
+        share = sequences_per_domain // world_size
+        self._of_rank = np.arange(rank * share, (rank + 1) * share)
+
+        def row(name: str, domains: Sequence[str], part: Part) -> _Row:
+            windows = [_windows(store, domain, sequence_length) for domain in domains]
+            counts = [len(window) for window in windows]
+            orders = [
+                DomainOrder(domain, count, seed, part, len(train_domains))
+                for domain, count in zip(domains, counts, strict=True)
+            ]
+            return _Row(name, orders, windows)
+
+        self._rows = [row(name, [name], "own" if mix else "all") for name in train_domains]
+        self._rows += [row(name, [name], "all") for name in target_domains if name not in train_domains]
+        if mix:
+            self._rows.append(row(MIX_ROW, train_domains, "reserved"))
+        self.row_names = [row.name for row in self._rows]
+        identity = [
+            store.fingerprint(),
+            sequence_length,
+            seed,
+            self.row_names,
+            len(train_domains),
+            sequences_per_domain,
+        ]
+        super().__init__(1, sequences_per_domain * len(self._rows), identity)
+
+    def domain_batches(self, step: int) -> DomainBatches:
+        """This rank's part of one step: for each row its name and micro-batches, while step + 1 is being prepared.
+
+        Rank r takes sequences r * n / W to (r + 1) * n / W of the n that each row has.
+
+        Returns:
+            (row name, [micro-batch: [micro_batch_size, sequence_length], int64]) for each row, in order.
+        """
+        return self._get(step)
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How many passes over its own data `steps` steps make, for each row; for MIX_ROW, over its smallest source."""
+        sequences = steps * self._sequences_per_domain
+        return {
+            row.name: sequences / (len(row.orders) * min(order.sequence_count for order in row.orders))
+            for row in self._rows
+        }
+
+    def _make(self, number: int) -> DomainBatches:
+        numbers = number * self._sequences_per_domain + self._of_rank
+        return [(row.name, self._read(row, numbers)) for row in self._rows]
+
+    def _read(self, row: _Row, numbers: Int64Array) -> list[torch.Tensor]:
+        positions, sources = np.divmod(numbers, len(row.orders))
+        sequences = np.empty_like(positions)
+        for source, order in enumerate(row.orders):
+            chosen = sources == source
+            sequences[chosen] = order.sequences(positions[chosen])
+        return _micro_batches(_gather(row.windows, sources, sequences), self._micro_batch_size)
+
+
+class MixtureLoader(_Loader[MixtureBatch]):
+    """The base model's batches: batch b holds samples b * global_batch_size and on of a MixtureOrder."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        order: MixtureOrder,
+        global_batch_size: int,
+        micro_batch_size: int,
+        sequence_length: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Args: see the run configuration; `sequence_length` in tokens; `rank` from 0 to world_size - 1.
+
+        Raises:
+            StoreError: a domain of the order is not in the store.
+            ValueError: `global_batch_size` is no multiple of ranks x micro-batch, there is no such rank, or the order
+                was made for other numbers of sequences than the store has.
+        """
+        _check_sizes(global_batch_size, micro_batch_size, rank, world_size)
+        self._order = order
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._windows = [_windows(store, domain, sequence_length) for domain in order.sequence_counts]
+        if (found := [len(windows) for windows in self._windows]) != list(order.sequence_counts.values()):
+            raise ValueError(f"the order is for {order.sequence_counts} sequences, the store has {found}")
+        identity = [store.fingerprint(), sequence_length, order.fingerprint(), global_batch_size]
+        super().__init__(2, global_batch_size, identity)
+
+    def batches(self, first_batch: int) -> Iterator[MixtureBatch]:
+        """This rank's part of batch `first_batch` and of all that follow, without end, two prepared ahead."""
+        return map(self._get, itertools.count(first_batch))
+
+    def _make(self, number: int) -> MixtureBatch:
+        size = self._global_batch_size
+        slots = slots_of_rank(self._order.seed, number, size, self._world_size, self._rank)
+        domains, sequences = self._order.locate(number * size + slots)
+        parts = (_gather(self._windows, domains, sequences), torch.from_numpy(domains))
+        tokens_and_domains = zip(*(_micro_batches(part, self._micro_batch_size) for part in parts), strict=True)
+        return MixtureBatch(number, list(tokens_and_domains))
+
+
+def _check_sizes(sequences: int, micro_batch_size: int, rank: int, world_size: int) -> None:
+    """Raises ValueError where `sequences` are no whole micro-batches on every rank, or there is no such rank."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
+    if sequences < 1 or micro_batch_size < 1 or sequences % (world_size * micro_batch_size):
+        raise ValueError(f"{sequences} sequences for {world_size} ranks in micro-batches of {micro_batch_size}")
+
+
+def _windows(store: TokenStore, domain: str, sequence_length: int) -> npt.NDArray[Any]:
+    """[sequences, sequence_length]: the domain's training sequences, memory-mapped: only what is read is loaded."""
+    count = store.sequence_count(domain, sequence_length)
+    tokens = np.asarray(store.tokens(domain, "train"))  # a plain view: np.memmap makes every row a slow memmap object
+    return tokens[: count * sequence_length].reshape(count, sequence_length)
+
+
+def _micro_batches(sequences: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """[n, ...] as n / size views of [size, ...]."""
+    return list(sequences.view(-1, size, *sequences.shape[1:]).unbind())
+
+
+def _gather(windows: Sequence[npt.NDArray[Any]], sources: Int64Array, sequences: Int64Array) -> torch.Tensor:
+    """[n, sequence_length], int64: for each i, row sequences[i] of windows[sources[i]]."""
+    tokens = np.empty((len(sources), windows[0].shape[1]), dtype=np.int64)
+    for source in np.unique(sources).tolist():
+        chosen = sources == source
+        tokens[chosen] = windows[source][sequences[chosen]]
+    return torch.from_numpy(tokens)

@@ -1,0 +1,384 @@
+"""prepare: what goes in comes out, whatever the number of workers; what cannot be used is refused in one line."""
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doge_ds import cli
+from doge_ds.data.prepare import prepare, store_table
+from doge_ds.data.sources import HeldOut, Survey, TextFiles, content_hash, held_out_rule
+from doge_ds.data.tokenizer import load_tokenizer
+from doge_ds.data.tokens import SPLITS, Split, TokenStore, file_sha256, folder_sha256
+from doge_ds.errors import ConfigError, StoreError
+
+WORDS = ["".join(random.Random(n).choices("abdegiklmnoprstuvxyz", k=2 + n % 7)) for n in range(400)]
+WORDS += ["</s>", "\tdef", "return\n", "", "\u2581", "привет", "😀", "<0x0A>"] * 10
+
+
+def make_documents(seed: int, count: int) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(5, 120))) + f" {seed} {n}\r\n" for n in range(count)]
+
+
+DOCUMENTS = {"books": make_documents(1, 90), "code": make_documents(2, 60), "notes": make_documents(3, 40)}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """books: a .jsonl and a .jsonl.gz; code: a folder with .txt below it, and a picture; notes: one .jsonl."""
+    folder = tmp_path_factory.mktemp("raw")
+    lines = [json.dumps({"text": text, "id": n}, ensure_ascii=n % 2 == 0) for n, text in enumerate(DOCUMENTS["books"])]
+    (folder / "books.jsonl").write_text(
+        "\n".join(lines[:50]) + '\n\n{"text": ""}\n{"text": " \\n"}\n', encoding="utf-8"
+    )
+    (folder / "more.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[50:]).encode()))
+    for n, text in enumerate(DOCUMENTS["code"]):
+        file = folder / "code" / f"part{n % 3}" / f"{n:03}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text.encode())
+    (folder / "code" / "picture.png").write_bytes(b"\x89PNG")
+    (folder / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS["notes"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(raw: Path) -> dict[str, list[Path]]:
+    return {
+        "books": [raw / "books.jsonl", raw / "more.jsonl.gz"],
+        "code": [raw / "code"],
+        "notes": [raw / "notes.jsonl"],
+    }
+
+
+@pytest.fixture(scope="module")
+def store(inputs: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return prepare(inputs, tmp_path_factory.mktemp("made") / "store", train_tokenizer=500, workers=1)
+
+
+def documents_of(store: TokenStore, domain: str, split: Split) -> list[str]:
+    """What a store's file says, cut at its end-of-text tokens."""
+    tokenizer = load_tokenizer(store.tokenizer_folder)
+    ids = store.tokens(domain, split)
+    ends = np.flatnonzero(ids == store.manifest.tokenizer.end_of_text_id)
+    assert ends[-1] == len(ids) - 1
+    return [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends[:-1] + 1)]
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("domain", DOCUMENTS)
+def test_documents_come_back_exactly_and_stand_on_one_side(store: TokenStore, domain: str) -> None:
+    found = {split: documents_of(store, domain, split) for split in SPLITS}
+    assert sorted(found["train"] + found["valid"]) == sorted(DOCUMENTS[domain])
+    assert not set(found["train"]) & set(found["valid"])
+    assert found["train"]
+    assert found["valid"]
+
+
+def test_documents_keep_the_order_of_the_input(store: TokenStore) -> None:
+    found = documents_of(store, "books", "train")
+    assert found == [text for text in DOCUMENTS["books"] if text in set(found)]
+
+
+@pytest.mark.parametrize("domain", DOCUMENTS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_manifest_counts_what_is_there(store: TokenStore, domain: str, split: Split) -> None:
+    record = store.record(domain, split)
+    texts = documents_of(store, domain, split)
+    file = store.path / domain / f"{split}.bin"
+    assert record.documents == len(texts)
+    assert record.bytes == sum(len(text.encode()) for text in texts)
+    assert record.tokens * 2 == file.stat().st_size
+    assert record.sha256 == file_sha256(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_manifest_names_its_tokenizer_and_origin(store: TokenStore, inputs: dict[str, list[Path]]) -> None:
+    assert store.manifest.dtype == "uint16"
+    assert store.manifest.tokenizer.vocabulary_size == 500
+    assert store.manifest.tokenizer.sha256 == folder_sha256(store.tokenizer_folder)
+    assert store.manifest.domains["books"].sources == [str(path) for path in inputs["books"]]
+    assert store.manifest.built_from["tokenizer"] == {"trained": 500, "bytes": 400_000}
+
+
+def test_the_number_of_workers_changes_no_byte(
+    store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doge_ds.data.tokenizer._BATCH", 3000)  # several batches for each worker
+    again = prepare(inputs, tmp_path / "again", train_tokenizer=500, workers=2)
+    assert folder_bytes(again.path) == folder_bytes(store.path)
+    assert again.fingerprint() == store.fingerprint()
+    assert [file.name for file in tmp_path.iterdir()] == ["again"]
+
+
+def test_a_store_made_with_another_stores_tokenizer_has_the_same_tokens(
+    store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    again = prepare(inputs, tmp_path / "again", tokenizer=store.tokenizer_folder, workers=1)
+    assert again.fingerprint() == store.fingerprint()
+
+
+def test_a_large_vocabulary_takes_four_bytes_a_token(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, **{f"word{n}": n for n in range(1, 65_536)}, "</s>": 65_536}
+    large = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, "<unk>")), eos_token="</s>", unk_token="<unk>"
+    )
+    large.save_pretrained(str(tmp_path / "large"))
+    store = prepare({"notes": inputs["notes"]}, tmp_path / "store", tokenizer=tmp_path / "large", workers=1)
+    assert store.manifest.dtype == "uint32"
+    assert store.manifest.tokenizer.vocabulary_size == 65_537
+    assert set(store.tokens("notes", "train").tolist()) == {0, 65_536}
+
+
+def test_the_table_has_a_line_for_each_domain(store: TokenStore) -> None:
+    lines = store_table(store).splitlines()
+    assert [line.split()[0] for line in lines] == ["domain", *DOCUMENTS]
+    assert lines[1].split()[1] == "90"
+
+
+# The held-out split.
+
+
+def surveyed(texts: list[str], threshold: int, sample_bytes: int = 0) -> Survey:
+    survey = Survey(threshold, sample_bytes)
+    for text in texts:
+        survey.add(text)
+    return survey
+
+
+def test_a_side_that_chance_left_empty_gets_one_document() -> None:
+    texts = [str(n) for n in range(20)]
+    hashes = sorted(map(content_hash, texts))
+    none_held = held_out_rule({"a": surveyed(texts, 0)}, 0)
+    assert [digest for digest in hashes if none_held.holds(digest)] == hashes[:1]
+    all_held = held_out_rule({"a": surveyed(texts, 2**64)}, 2**64)
+    assert [digest for digest in hashes if not all_held.holds(digest)] == hashes[-1:]
+
+
+def test_the_held_out_share_is_about_the_one_asked_for() -> None:
+    rule = HeldOut(round(0.05 * 2**64))
+    assert 400 < sum(rule.holds(content_hash(f"document {n}")) for n in range(10_000)) < 600
+
+
+def test_the_sample_does_not_depend_on_order_or_copies_and_has_no_held_out_document() -> None:
+    texts = [f"document {n} " + "x" * (n % 50) for n in range(500)]
+    threshold = 2**60
+    rule = held_out_rule({"a": surveyed(texts, threshold)}, threshold)
+    sample = surveyed(texts, threshold, 3000).sample(rule)
+    assert surveyed([*texts[::-1], *texts], threshold, 3000).sample(rule) == sample
+    assert not [text for text in sample if rule.holds(content_hash(text))]
+    assert 3000 <= sum(len(text.encode()) for text in sample) < 3000 + 70
+    assert sample == sorted(sample, key=content_hash)
+    everything = surveyed(texts, threshold, 10**9).sample(rule)
+    assert len(everything) == sum(not rule.holds(content_hash(text)) for text in texts)
+
+
+# Readers.
+
+
+def test_folders_are_read_by_relative_path_and_count_what_they_skip(inputs: dict[str, list[Path]]) -> None:
+    files = TextFiles(inputs["code"])
+    first = list(files)
+    assert first == [text for part in range(3) for text in DOCUMENTS["code"][part::3]]
+    assert list(files) == first, "it can be read twice"
+    assert [Path(name).name for name in files.skipped.files] == ["picture.png"]
+
+
+def test_empty_documents_are_skipped_and_counted(raw: Path) -> None:
+    files = TextFiles([raw / "books.jsonl"])
+    assert list(files) == DOCUMENTS["books"][:50]
+    assert files.skipped.empty_documents == 2
+
+
+def test_another_text_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "one"}\n{"content": "two"}\n')
+    assert list(TextFiles([tmp_path / "a.jsonl"], "content")) == ["one", "two"]
+
+
+def line_file(name: str, line: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        file = folder / name
+        file.write_bytes(b'{"text": "a good line"}\n' + line + b"\n")
+        return file
+
+    return make
+
+
+def cut_gzip(folder: Path) -> Path:
+    file = folder / "cut.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"text": "x"}\n' * 5000)[:-20])
+    return file
+
+
+def plain(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "nothing").mkdir()
+    return folder / "nothing"
+
+
+BAD = {
+    "missing": (lambda folder: folder / "gone.jsonl", "gone.jsonl: does not exist"),
+    "empty folder": (empty_folder, "nothing: holds no documents"),
+    "folder of other types": (lambda folder: plain("a.png", b"x")(folder).parent, "holds no documents"),
+    "empty file": (plain("a.jsonl", b"\n"), "a.jsonl: holds no documents"),
+    "empty text": (plain("a.txt", b" \n"), "a.txt: holds no documents"),
+    "unknown suffix": (plain("a.csv", b"x"), "a.csv: is of an unknown type (.csv)"),
+    "bad JSON": (line_file("a.jsonl", b'{"text": "cut'), "a.jsonl, line 2: is no JSON"),
+    "no object": (line_file("a.jsonl", b'["text"]'), "a.jsonl, line 2: is a list, not a JSON object"),
+    "no field": (line_file("a.jsonl", b'{"body": "x"}'), "a.jsonl, line 2: has no field 'text', only 'body'"),
+    "null field": (line_file("a.jsonl", b'{"text": null}'), "a.jsonl, line 2: field 'text' is null, not a string"),
+    "number": (line_file("a.jsonl", b'{"text": 5}'), "a.jsonl, line 2: field 'text' is a number"),
+    "half a pair": (line_file("a.jsonl", b'{"text": "\\ud83d"}'), r"a.jsonl, line 2: holds \ud83d, half of"),
+    "no UTF-8 in a line": (line_file("a.jsonl", b'{"text": "\xe9"}'), "a.jsonl, line 2: is no UTF-8 (byte 10: 0xe9)"),
+    "no UTF-8 in text": (plain("a.txt", b"caf\xe9"), "a.txt: is no UTF-8 (byte 3: 0xe9)"),
+    "cut gzip": (cut_gzip, "cut.jsonl.gz: is cut short"),
+    "no gzip": (plain("a.jsonl.gz", b'{"text": "x"}\n'), "a.jsonl.gz: is no sound gzip file"),
+    "one document": (plain("a.txt", b"only one"), "domain d: has only one document"),
+    "copies": (plain("a.jsonl", b'{"text": "x"}\n' * 3), "domain d: has only 3 copies of one document"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_text_is_one_line_and_exit_2(
+    case: str, store: TokenStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, words = BAD[case]
+    path = make(tmp_path)
+    output = tmp_path / "made" / "store"
+    command = ["prepare", "--input", f"d={path}", "--output", str(output), "--workers", "1", "--tokenizer"]
+    assert cli.main([*command, str(store.tokenizer_folder)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error: ") == 1
+    assert words in shown
+    assert "Traceback" not in shown
+    assert not output.parent.exists() or not list(output.parent.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.txt").chmod(0)
+    with pytest.raises(StoreError, match=r"a\.txt: cannot be read"):
+        list(TextFiles([tmp_path / "a.txt"]))
+
+
+# Options and the output folder.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"valid_fraction": 0.0}, "--valid_fraction: 0.0 is no share"),
+        ({"valid_fraction": 1.0}, "--valid_fraction: 1.0 is no share"),
+        ({"workers": 0}, "--workers: 0 is too few"),
+        ({"tokenizer": "gpt2"}, "either none or two"),
+        ({"train_tokenizer": None}, "either none or two"),
+        ({"inputs": {"a/b": ["x"]}}, "'a/b' cannot name a domain"),
+        ({"inputs": {".a": ["x"]}}, "'.a' cannot name a domain"),
+        ({"inputs": {"tokenizer": ["x"]}}, "'tokenizer' cannot name a domain"),
+        ({"inputs": {"": ["x"]}}, "'' cannot name a domain"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], words: str, tmp_path: Path) -> None:
+    arguments: dict[str, object] = {"inputs": {"a": ["x"]}, "output": tmp_path / "s", "train_tokenizer": 500, **options}
+    with pytest.raises(ConfigError) as caught:
+        prepare(**arguments)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["store", "empty folder", "file"])
+def test_an_existing_output_is_not_touched(
+    kind: str, store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    output = store.path if kind == "store" else tmp_path / "there"
+    if kind == "empty folder":
+        output.mkdir()
+    elif kind == "file":
+        output.write_text("mine")
+    before = folder_bytes(output.parent)
+    with pytest.raises(StoreError, match="exists, and is not touched"):
+        prepare(inputs, output, train_tokenizer=500)
+    assert folder_bytes(output.parent) == before
+
+
+def test_a_folder_that_cannot_be_made(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="cannot be written"):
+        prepare(inputs, tmp_path / "file" / "store", train_tokenizer=500, workers=1)
+
+
+def test_a_vocabulary_too_large_leaves_nothing(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"--train_tokenizer 90000: .*at most \d+"):
+        prepare(inputs, tmp_path / "store", train_tokenizer=90_000, workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def start(store: TokenStore, folder: Path) -> "subprocess.Popen[str]":
+    """A prepare over 40 MB, stopped as soon as it writes tokens. Its own session, so that its workers can be found."""
+    text = json.dumps({"text": "some words that fill a line " * 40}) + "\n"
+    (folder / "big.jsonl").write_text(json.dumps({"text": "x"}) + "\n" + text * 36_000)
+    command = [sys.executable, "-m", "doge_ds.cli", "prepare", "--input", f"d={folder / 'big.jsonl'}", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--output", str(folder / "out" / "store"), "--tokenizer", str(store.tokenizer_folder)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not any(file.stat().st_size for file in (folder / "out").rglob("*.bin")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def alive_in_session(session: int) -> bool:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, found = stat.read_text().rpartition(") ")[2].split()[:4]
+        except OSError:
+            continue
+        if int(found) == session and state != "Z":
+            return True
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_midway_leaves_no_store_and_no_process(
+    signal_number: signal.Signals, store: TokenStore, tmp_path: Path
+) -> None:
+    process = start(store, tmp_path)
+    process.send_signal(signal_number)
+    _, shown = process.communicate(timeout=30)
+    deadline = time.monotonic() + 10
+    while alive_in_session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive_in_session(process.pid)
+    assert not (tmp_path / "out" / "store").exists()
+    if signal_number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in shown
+        assert shown.rstrip().endswith("interrupted")
+        assert not list((tmp_path / "out").iterdir())

@@ -1,0 +1,133 @@
+"""Held-out perplexity against a float64 reference and against models whose perplexity is known by hand."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from doge_ds.errors import ModelError
+from doge_ds.evaluation.perplexity import DomainPerplexity, HeldOutText, averages, measure_perplexity, window_batches
+
+VOCABULARY, END = 23, 4
+
+
+class Bigram(torch.nn.Module):
+    """A model whose prediction depends on the one token before: its perplexity is a sum over pairs."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(logits)
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def text(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, count).astype("<u2")
+
+
+def measure(
+    model: torch.nn.Module, tokens: np.ndarray, length: int = 8, batch_size: int = 3, of_bytes: int = 100
+) -> DomainPerplexity:
+    return measure_perplexity(model, {"d": HeldOutText(tokens, of_bytes)}, END, length, batch_size)["d"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 7))
+def test_a_bigram_model_shows_that_each_token_is_predicted_once_from_the_one_before(
+    count: int, length: int, batch_size: int
+) -> None:
+    logits = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
+    tokens = text(count)
+    stream = [END, *tokens.tolist()]
+    rows = logits.double().tolist()
+    nats = sum(
+        math.log(sum(math.exp(value) for value in rows[before])) - rows[before][token]
+        for before, token in itertools.pairwise(stream)
+    )
+    found = measure(Bigram(logits), tokens, length, batch_size, of_bytes=77)
+    assert found.log_perplexity == pytest.approx(nats / count, rel=1e-6)
+    assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 77, rel=1e-6)
+    assert (found.tokens, found.bytes) == (count, 77)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 7))
+def test_windows_share_one_token_and_cover_the_stream(count: int, length: int, batch_size: int) -> None:
+    tokens = text(count, seed=count)
+    windows = [row.tolist() for batch in window_batches(tokens, END, length, batch_size) for row in batch]
+    assert [token for window in windows for token in window[1:]] == tokens.tolist()
+    assert [window[0] for window in windows] == [END, *(window[-1] for window in windows[:-1])]
+    assert all(len(window) == length for window in windows[:-1])
+
+
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 12, "initializer_range": 0.4}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "initializer_range": 0.4,
+}
+
+
+@pytest.mark.parametrize("settings", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_equals_a_float64_loop_one_window_at_a_time_whatever_the_batch_size(settings: dict) -> None:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**settings, vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END)
+    )
+    tokens = text(101)
+    found = [measure(model, tokens, length=12, batch_size=size).log_perplexity for size in (1, 4, 64)]
+    exact = model.double().eval()
+    stream = [END, *tokens.tolist()]
+    nats = 0.0
+    for start in range(0, 101, 11):
+        window = stream[start : start + 12]
+        with torch.no_grad():
+            logits = exact(input_ids=torch.tensor([window[:-1]])).logits[0].tolist()
+        for row, token in zip(logits, window[1:], strict=True):
+            nats += math.log(sum(math.exp(value) for value in row)) - row[token]
+    assert found == pytest.approx([nats / 101] * 3, rel=1e-6)
+    assert nats / 101 > math.log(VOCABULARY) * 1.02  # far from uniform, so equality says something
+
+
+def test_a_uniform_model_has_the_vocabularys_size_as_perplexity() -> None:
+    assert measure(Bigram(torch.zeros(VOCABULARY, VOCABULARY)), text(50)).perplexity == pytest.approx(VOCABULARY)
+
+
+def test_averages_count_each_domain_the_same() -> None:
+    logits = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(1)) * 2
+    texts = {"a": HeldOutText(text(10, 1), 30), "b": HeldOutText(text(900, 2), 99), "c": HeldOutText(text(40, 3), 9)}
+    found = measure_perplexity(Bigram(logits), texts, END, 8, 4)
+    logs = [found[name].log_perplexity for name in "abc"]
+    assert max(logs) - min(logs) > 0.01
+    assert averages(found) == pytest.approx(
+        {
+            "average_log_perplexity": sum(logs) / 3,
+            "average_perplexity": sum(math.exp(log) for log in logs) / 3,
+            "geometric_perplexity": math.prod(math.exp(log) for log in logs) ** (1 / 3),
+        }
+    )
+
+
+def test_damaged_weights_are_named_with_the_domain() -> None:
+    with pytest.raises(ModelError, match="the model on d: gives a log-likelihood of nan"):
+        measure(Bigram(torch.full((VOCABULARY, VOCABULARY), torch.nan)), text(9))
+
+
+def test_a_hopeless_model_has_infinite_perplexity_and_a_finite_logarithm() -> None:
+    logits = torch.zeros(VOCABULARY, VOCABULARY)
+    logits[:, 0] = 2000.0
+    found = measure(Bigram(logits), np.ones(5, dtype="<u2"))
+    assert found.log_perplexity == pytest.approx(2000)
+    assert found.perplexity == math.inf

@@ -1,0 +1,101 @@
+"""Run directories: which may be continued, and what metrics.jsonl keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from doge_ds.config import ProxyConfig
+from doge_ds.errors import RunError
+from doge_ds.training.run import Run, RunDirectory, config_hash
+
+
+def config(**training: object) -> ProxyConfig:
+    return ProxyConfig.model_validate(
+        {
+            "model": {"model_type": "gpt2"},
+            "data": {"path": "store", "sequence_length": 8},
+            "training": {"steps": 10, "sequences_per_domain": 4, "learning_rate": 0.1, "log_every": 3, **training},
+            "deepspeed": {},
+        }
+    )
+
+
+def look(path: Path, resume: str = "auto", facts: dict | None = None, **training: object) -> RunDirectory:
+    return RunDirectory(path, config(**training), facts or {"ranks": 2, "store": "abc"}, "mixture.json", resume)
+
+
+def test_an_unfinished_run_may_go_on_with_keys_that_touch_nothing_changed(tmp_path: Path) -> None:
+    look(tmp_path / "run").create()
+    again = look(tmp_path / "run", log_every=5, checkpoint_every=7, keep_checkpoints=1)
+    assert not again.is_finished
+    again.create()
+    assert json.loads((tmp_path / "run/config.json").read_text())["training"]["log_every"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 20}, "config.training.steps is 10 there and 20 here"),
+        ({"micro_batch_size": 2}, "config.training.micro_batch_size is None there and 2 here"),
+        ({"facts": {"ranks": 4, "store": "abc"}}, "ranks is 2 there and 4 here"),
+        ({"facts": {"ranks": 2, "store": "def"}}, "store is abc there and def here"),
+        ({"resume": "never"}, "holds a run already"),
+    ],
+)
+def test_another_run_is_refused_and_left_alone(tmp_path: Path, change: dict, message: str) -> None:
+    look(tmp_path / "run").create()
+    before = (tmp_path / "run/config.json").read_bytes()
+    with pytest.raises(RunError, match=message):
+        look(tmp_path / "run", **change)
+    assert (tmp_path / "run/config.json").read_bytes() == before
+
+
+def test_a_finished_run_may_be_asked_for_with_other_ranks(tmp_path: Path) -> None:
+    look(tmp_path / "run").create()
+    (tmp_path / "run/mixture.json").write_text("{}")
+    assert look(tmp_path / "run", facts={"ranks": 1, "store": "abc"}).is_finished
+
+
+def test_folders_and_files_of_others_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/draft.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is no run of ours"):
+        look(tmp_path / "thesis")
+    with pytest.raises(RunError, match="is a file"):
+        look(tmp_path / "thesis/draft.txt")
+    (tmp_path / "empty").mkdir()
+    look(tmp_path / "empty").create()
+    assert (tmp_path / "empty/config.json").is_file()
+
+
+def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_path: Path) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    run = Run(directory, 0, config().training, is_speaker=True)
+    for step in run.steps():
+        run.log(step, tokens=5, values={"loss": float(step), "score/a": float("nan")}, shown="")
+    file = tmp_path / "run/metrics.jsonl"
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [3, 6, 9, 10]
+    with file.open("a") as stream:
+        stream.write('{"step": 12, "lo')
+    resumed = Run(directory, 7, config().training, is_speaker=True)
+    assert list(resumed.steps()) == [7, 8, 9]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["tokens"] for line in lines] == [15, 30]
+    assert lines[0]["score/a"] is None
+
+
+def test_only_rank_zero_writes(tmp_path: Path) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    run = Run(directory, 0, config().training, is_speaker=False)
+    for step in run.steps():
+        run.log(step, tokens=5, values={"loss": 1.0}, shown="")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_config_hash_changes_with_any_key() -> None:
+    assert config_hash(config()) == config_hash(config())
+    assert config_hash(config()) != config_hash(config(seed=1))

@@ -3,14 +3,16 @@
     python eval/run.py --model runs/demo/base_doge/hf --data runs/demo/store
     python eval/run.py --model runs/demo/base_doge/hf --data runs/demo/store --domains python cpp --output code.json
 
-Every held-out token of every domain of the store is predicted exactly once, also of domains never trained on. Prints a
-table and writes results.json, by default into the model's folder. Exit status: 0 done, 2 the input is wrong.
+Every held-out token of every domain of the store is predicted exactly once, also of domains never trained on. Writes
+results.json, by default into the model's folder, and prints a table. Exit status: 0 done, 2 the input is wrong.
 """
 
 import argparse
 import json
-import platform
+import math
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +25,7 @@ from doge_ds.errors import ConfigError, DogeError, ModelError, StoreError, Token
 
 VERSION = 1
 LONGEST_WINDOW_BY_DEFAULT = 2048
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,39 +34,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluate(_parser().parse_args(arguments))
     except DogeError as error:
         return report(error)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Check, measure, print and write. Raises DogeError where the input is wrong, before anything is measured."""
+    """Check, measure, write and print. Raises DogeError where the input is wrong, before anything is measured."""
     store = TokenStore(options.data)
     domains = choose_domains(store, options.domains)
     folder = Path(options.model)
     output = options.output or (folder if folder.is_dir() else Path()) / "results.json"
-    _refuse_to_overwrite(output)
-    model = load_model(options.model, store)
-    length = choose_sequence_length(model.config, options.sequence_length)
+    _check_output(output)
+    config = load_config(options.model, store)
+    length = choose_sequence_length(config, options.sequence_length)
+    device = choose_device(options.device)
+    model = load_model(options.model).to(device)
 
     import torch
+    import transformers
 
     from doge_ds.evaluation.perplexity import HeldOutText, averages, measure_perplexity
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     texts = {name: HeldOutText(store.tokens(name, "valid"), store.record(name, "valid").bytes) for name in domains}
-    tokenizer = store.manifest.tokenizer
-    found = measure_perplexity(model.to(device), texts, tokenizer.end_of_text_id, length, options.batch_size, device)
+    end_of_text_id = store.manifest.tokenizer.end_of_text_id
+    found = measure_perplexity(model, texts, end_of_text_id, length, options.batch_size, device)
+    perplexity = {"domains": {name: asdict(domain) for name, domain in found.items()}, **averages(found)}
     results = {
         "version": VERSION,
         "model": options.model,
         "data": {"path": str(store.path), "fingerprint": store.fingerprint()},
         "sequence_length": length,
-        "versions": {"doge_ds": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "perplexity": {"domains": {name: asdict(domain) for name, domain in found.items()}, **averages(found)},
+        "versions": {
+            "doge_ds": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+        "perplexity": perplexity,
     }
-    print(table(results["perplexity"]))
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(output)
+    write_results(results, output)
+    print(table(perplexity))
     print(f"written: {output}")
 
 
@@ -73,48 +84,72 @@ def choose_domains(store: TokenStore, names: Sequence[str] | None) -> list[str]:
     Raises:
         StoreError: a named domain is not in the store or has no held-out text, or no domain has any.
     """
-    for name in names or []:
-        if store.record(name, "valid").tokens == 0:
+    records = {name: store.record(name, "valid") for name in names or store.domains}
+    found = [name for name, record in records.items() if record.tokens and record.bytes]
+    for name in records:
+        if name not in found and names:
             raise StoreError(f"{store.path}: {name}", "has no held-out tokens", "name other --domains")
-    found = [name for name in names or store.domains if store.record(name, "valid").tokens]
     if not found:
         raise StoreError(str(store.path), "has no held-out tokens in any domain", "prepare it with a held-out share")
-    for name in store.domains if names is None else []:
+    for name in records:
         if name not in found:
             print(f"{name} has no held-out tokens and is left out", file=sys.stderr)
     return found
 
 
-def load_model(name: str, store: TokenStore) -> Any:
-    """A causal language model that fits the store's tokens.
+def load_config(name: str, store: TokenStore) -> Any:
+    """The configuration of a model that fits the store's tokens; its weights are not read yet.
 
     Raises:
         ModelError: no such model, or its vocabulary has another size than the store's tokenizer.
         TokenizerError: it was trained on tokens of another tokenizer.
     """
-    from transformers import AutoModelForCausalLM
+    where, folder = f"--model {name}", Path(name)
+    if not folder.is_dir() and (folder.exists() or not HUB_NAME.fullmatch(name)):
+        raise ModelError(where, "is no folder", "give a Hugging Face folder, as a run leaves it in hf/")
+
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"--model {name}", f"cannot be loaded ({reason})", "give a Hugging Face folder") from None
+        raise _cannot_be_loaded(name, error) from None
     tokenizer = store.manifest.tokenizer
-    if model.config.vocab_size != tokenizer.vocabulary_size:
-        problem = f"has a vocabulary of {model.config.vocab_size}, the store's tokenizer of {tokenizer.vocabulary_size}"
-        raise ModelError(f"--model {name}", problem, "give the store that it was trained on, or one made alike")
-    trained_with = getattr(model.config, "doge_ds_tokenizer_sha256", None)
+    vocabulary_size = config.get_text_config().vocab_size
+    if vocabulary_size != tokenizer.vocabulary_size:
+        problem = f"has a vocabulary of {vocabulary_size}, the store's tokenizer of {tokenizer.vocabulary_size}"
+        raise ModelError(where, problem, "give the store that it was trained on, or one made alike")
+    trained_with = getattr(config, "doge_ds_tokenizer_sha256", None)
     if trained_with is None:
         print("the model does not say what tokenizer it has; only the vocabulary's size was checked", file=sys.stderr)
     elif trained_with != tokenizer.sha256:
-        raise TokenizerError(
-            f"--model {name}",
-            "was trained with another tokenizer than the store's",
-            "prepare the text with the model's",
+        problem = "was trained with another tokenizer than the store's"
+        raise TokenizerError(where, problem, "prepare the text with the model's")
+    return config
+
+
+def load_model(name: str) -> Any:
+    """The causal language model, in the precision that it was saved in.
+
+    Raises:
+        ModelError: it is none, or its weights are missing, damaged or incomplete.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _cannot_be_loaded(name, error) from None
+    # transformers fills what the files lack with random numbers and goes on. A perplexity of those would mean nothing.
+    if lost := sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]):
+        problem = f"lacks {len(lost)} of the model's tensors, or has them in another shape: {lost[0]} is the first"
+        raise ModelError(f"--model {name}", problem, "export it again")
     return model
 
 
@@ -124,13 +159,41 @@ def choose_sequence_length(config: Any, wanted: int | None) -> int:
     Raises:
         ConfigError: more than the model has positions for, or fewer than 2.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     trained = getattr(config, "doge_ds_sequence_length", None)
     length: int = wanted or trained or min(positions or LONGEST_WINDOW_BY_DEFAULT, LONGEST_WINDOW_BY_DEFAULT)
+    # The last token of a window is not fed, so a window may have one token more than the model has positions.
     if length < 2 or (positions is not None and length > positions + 1):
         would_do = "at least 2" if positions is None else f"2 to {positions + 1}"
         raise ConfigError("--sequence_length", f"{length} does not fit the model", f"give {would_do}")
     return length
+
+
+def choose_device(name: str) -> str:
+    """A device that torch can use. `auto` is the GPU where there is one. Raises ConfigError for one that it cannot."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built with CUDA
+        problem = f"torch cannot use it ({_first_line(error)})"
+        raise ConfigError(f"--device {name}", problem, "give auto, cpu or a GPU that is there, like cuda:0") from None
+    return name
+
+
+def write_results(results: dict[str, Any], output: Path) -> None:
+    """Write results.json, in one piece or not at all. An infinite perplexity becomes null: JSON has no infinity."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    temporary = output.with_name(output.name + ".tmp")
+    temporary.write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
+    temporary.replace(output)
 
 
 def table(perplexity: dict[str, Any]) -> str:
@@ -150,18 +213,33 @@ def table(perplexity: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _refuse_to_overwrite(output: Path) -> None:
-    """Only a results file of ours is replaced."""
-    if not output.parent.is_dir():
-        raise ConfigError(f"--output {output}", "lies in no folder", "make the folder, or name another file")
+def _check_output(output: Path) -> None:
+    """Raises ConfigError where no file can be written there, or one is there that is no results file of ours."""
+    try:
+        # Only writing shows whether one can: rights say little on network and read-only file systems.
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        problem = f"nothing can be written there ({error.strerror})"
+        raise ConfigError(f"--output {output}", problem, "name a file in a folder that is there and yours") from None
     if not output.exists():
         return
     try:
-        is_ours = "perplexity" in json.loads(output.read_text())
-    except (ValueError, OSError, TypeError):
-        is_ours = False
-    if not is_ours:
+        found = json.loads(output.read_bytes())
+    except (ValueError, OSError):
+        found = None
+    # A mixture and a manifest have a version too.
+    if not (isinstance(found, dict) and found.get("version") == VERSION and isinstance(found.get("perplexity"), dict)):
         raise ConfigError(f"--output {output}", "exists and holds no results of ours", "name another file")
+
+
+def _cannot_be_loaded(name: str, error: Exception) -> ModelError:
+    place = "" if Path(name).is_dir() else "is no folder here, and "
+    remedy = "give a Hugging Face folder, as a run leaves it in hf/"
+    return ModelError(f"--model {name}", f"{place}cannot be loaded ({_first_line(error)})", remedy)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")
 
 
 def _parser() -> Parser:
@@ -175,7 +253,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--batch_size", type=_positive, default=16, help="windows at a time; does not change results")
     parser.add_argument("--sequence_length", type=_positive, help="tokens of a window; by default as in training")
-    parser.add_argument("--device", help="by default the GPU where there is one")
+    parser.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda:1, ...")
     return parser
 
 

@@ -52,7 +52,7 @@ SAMPLE_BYTES_A_TOKEN, SAMPLE_BYTES = 800, 20_000_000
 _RESERVED = ("tokenizer", "manifest.json")  # STORE/<domain> would be one of the store's own
 
 _EXAMPLES = """examples:
-  doge-ds prepare --input books=books/ code=code.jsonl.gz notes=notes.txt --output store --tokenizer gpt2
+  doge-ds prepare --input books=books/ code=code.jsonl.gz notes=notes/ --output store --tokenizer gpt2
   doge-ds prepare --input wiki=part1.jsonl wiki=part2.jsonl news=news/ --output store --train_tokenizer 32000
   doge-ds prepare --input environment --output runs/demo/store --train_tokenizer 6000
 
@@ -184,6 +184,8 @@ def _check_options(
         raise StoreError(str(output), "exists, and is not touched", "choose another --output, or remove it yourself")
     if (tokenizer is None) == (train_tokenizer is None):
         raise ConfigError("tokenizer", "either none or two are given", "give --tokenizer or --train_tokenizer")
+    if train_tokenizer is not None and train_tokenizer < 1:
+        raise ConfigError("--train_tokenizer", f"{train_tokenizer} is no number of tokens", "take 1000 or more")
     if not 0 < valid_fraction < 1:
         raise ConfigError("--valid_fraction", f"{valid_fraction} is no share", "give a number between 0 and 1")
     if workers is not None and workers < 1:
@@ -201,7 +203,7 @@ def _check_options(
 def _documents(inputs: Inputs, text_field: str) -> tuple[dict[str, Iterable[str]], dict[str, list[str]]]:
     """Each domain's documents, which can be read twice, and what they are called in the manifest."""
     if inputs == "environment":
-        _say("collecting text of this installation")
+        tqdm.write("collecting text of this installation", file=sys.stderr)
         texts = environment_documents()
         return dict(texts), {name: ["environment"] for name in texts}
     documents: dict[str, Iterable[str]] = {
@@ -218,19 +220,9 @@ def _survey(documents: Mapping[str, Iterable[str]], threshold: int, sample_bytes
             for text in texts:
                 progress.update(found.add(text))
             if isinstance(texts, TextFiles):
-                _say_skipped(name, texts)
+                for note in texts.skipped.notes():
+                    tqdm.write(f"{name}: {note}", file=sys.stderr)
     return surveys
-
-
-def _say_skipped(name: str, texts: TextFiles) -> None:
-    if files := texts.skipped.files:
-        _say(f"{name}: skipped {len(files)} files of other types, such as {files[0]}")
-    if empty := texts.skipped.empty_documents:
-        _say(f"{name}: skipped {empty} empty documents")
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
 
 
 def _progress(what: str, total: int | None = None) -> "tqdm[Any]":
@@ -262,7 +254,8 @@ def _make_tokenizer(
     """Train or load the tokenizer and save it into the store. What is saved there is what makes the tokens."""
     if vocabulary is not None:
         sample = [text for survey in surveys.values() for text in survey.sample(held_out)]
-        _say(f"training a tokenizer of {vocabulary} tokens on {sum(map(len, sample)) / 1e6:.1f} million characters")
+        size = sum(map(len, sample)) / 1e6
+        tqdm.write(f"training a tokenizer of {vocabulary} tokens on {size:.1f} million characters", file=sys.stderr)
         made = train_sentencepiece(sample, vocabulary, folder)
     else:
         save_tokenizer(load_tokenizer(str(name)), folder)
@@ -312,8 +305,7 @@ def _tokenize(
         StoreError: the text has changed since it was surveyed, or a domain has nothing on one side.
     """
     records = {}
-    total = sum(survey.bytes for survey in surveys.values())
-    with _progress("tokenizing", total) as progress:
+    with _progress("tokenizing", sum(survey.bytes for survey in surveys.values())) as progress:
         started, tokens, done = time.monotonic(), 0, 0
         for name, texts in documents.items():
             (folder / name).mkdir()
@@ -333,11 +325,11 @@ def _tokenize(
 
 
 def _check_domain(name: str, splits: Mapping[Split, SplitRecord], survey: Survey) -> None:
-    counts = [(record.documents, record.bytes) for record in splits.values()]
-    if (sum(documents for documents, _ in counts), sum(size for _, size in counts)) != (survey.documents, survey.bytes):
+    train, valid = splits["train"], splits["valid"]
+    if (train.documents + valid.documents, train.bytes + valid.bytes) != (survey.documents, survey.bytes):
         raise StoreError(f"domain {name}", "its text changed while it was being read", "start again when it is at rest")
     for split, record in splits.items():
-        if not record.documents:  # its only document there is held out, or not, for another domain's sake
+        if not record.documents:  # another domain needs its only one on the other side
             raise StoreError(f"domain {name}", f"has no {split} document", "give it more documents")
 
 

@@ -28,6 +28,12 @@ class Skipped:
     files: list[str] = field(default_factory=list)
     empty_documents: int = 0
 
+    def notes(self) -> list[str]:
+        """A line on each sort of thing that was skipped."""
+        files = f"skipped {len(self.files)} files of other types, such as {self.files[0]}" if self.files else ""
+        empty = f"skipped {self.empty_documents} empty documents" if self.empty_documents else ""
+        return [note for note in (files, empty) if note]
+
 
 @dataclass(frozen=True)
 class TextFiles:

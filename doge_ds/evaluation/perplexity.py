@@ -31,7 +31,7 @@ class DomainPerplexity:
 
     Attributes:
         log_perplexity: mean negative log-likelihood of a token, nats.
-        perplexity: its exponential.
+        perplexity: its exponential; infinity where that is out of float64's range, above 709 nats.
         bits_per_byte: all of it in bits over the bytes of the raw text; comparable between tokenizers.
         tokens: that were predicted: all there are.
         bytes: of the raw text.
@@ -56,7 +56,7 @@ def measure_perplexity(
 
     Args:
         model: called with input_ids, [batch, length], returns an object with `logits`, [batch, length, vocabulary].
-        texts: held-out text of each domain, at least one token each.
+        texts: held-out text of each domain, at least one token and one byte each.
         end_of_text_id: context of a domain's first token.
         sequence_length: tokens of a window, its one token of context counted; at least 2.
         batch_size: windows at a time; the result does not depend on it.
@@ -66,18 +66,17 @@ def measure_perplexity(
     """
     model.eval()
     found = {}
-    windows = sum(-(-len(text.tokens) // (sequence_length - 1)) for text in texts.values())
-    with tqdm(total=windows, unit="window", dynamic_ncols=True, mininterval=1.0) as bar:
+    tokens = sum(len(text.tokens) for text in texts.values())
+    with tqdm(total=tokens, unit=" tokens", unit_scale=True, dynamic_ncols=True, mininterval=1.0) as bar:
         for name, text in texts.items():
             bar.set_postfix_str(name)
             nats = 0.0
             for batch in window_batches(text.tokens, end_of_text_id, sequence_length, batch_size):
                 nats += negative_log_likelihood(model, batch.to(device))
-                bar.update(len(batch))
-            if not math.isfinite(nats):
-                raise ModelError(
-                    f"the model on {name}", f"gives a log-likelihood of {-nats}", "its weights are damaged: train again"
-                )
+                if not math.isfinite(nats):  # now, not after an hour of the domain's other batches
+                    problem = f"gives a log-likelihood of {-nats}"
+                    raise ModelError(f"the model on {name}", problem, "its weights are damaged: export or train again")
+                bar.update(batch[:, 1:].numel())
             found[name] = _summary(nats, text)
     return found
 
@@ -91,7 +90,7 @@ def averages(domains: Mapping[str, DomainPerplexity]) -> dict[str, float]:
     return {
         "average_log_perplexity": mean_log,
         "average_perplexity": math.fsum(domain.perplexity for domain in domains.values()) / len(domains),
-        "geometric_perplexity": math.exp(mean_log),
+        "geometric_perplexity": _exponential(mean_log),
     }
 
 
@@ -136,9 +135,13 @@ def _summary(nats: float, text: HeldOutText) -> DomainPerplexity:
     mean = nats / len(text.tokens)
     return DomainPerplexity(
         log_perplexity=mean,
-        # A model that was never trained on a language can pass float64's range; infinity says that it is out of it.
-        perplexity=math.exp(mean) if mean < 709 else math.inf,
+        perplexity=_exponential(mean),
         bits_per_byte=nats / math.log(2) / text.bytes,
         tokens=len(text.tokens),
         bytes=text.bytes,
     )
+
+
+def _exponential(nats: float) -> float:
+    """exp(nats), or infinity: a model that never saw a language can cost more than math.exp takes."""
+    return math.exp(nats) if nats < 709 else math.inf

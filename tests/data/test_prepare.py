@@ -203,7 +203,7 @@ def test_folders_are_read_by_relative_path_and_count_what_they_skip(inputs: dict
 def test_empty_documents_are_skipped_and_counted(raw: Path) -> None:
     files = TextFiles([raw / "books.jsonl"])
     assert list(files) == DOCUMENTS["books"][:50]
-    assert files.skipped.empty_documents == 2
+    assert files.skipped.notes() == ["skipped 2 empty documents"]
 
 
 def test_another_text_field(tmp_path: Path) -> None:
@@ -294,6 +294,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         ({"valid_fraction": 0.0}, "--valid_fraction: 0.0 is no share"),
         ({"valid_fraction": 1.0}, "--valid_fraction: 1.0 is no share"),
         ({"workers": 0}, "--workers: 0 is too few"),
+        ({"train_tokenizer": -5}, "--train_tokenizer: -5 is no number of tokens"),
         ({"tokenizer": "gpt2"}, "either none or two"),
         ({"train_tokenizer": None}, "either none or two"),
         ({"inputs": {"a/b": ["x"]}}, "'a/b' cannot name a domain"),

@@ -1,0 +1,122 @@
+"""The whole pipeline on text that every installation has: `make demo`.
+
+    python -m doge_ds.demo
+
+Trains a proxy on Python code, C++ headers, docstrings, YAML and licences with the weights aimed at a sixth domain that is
+never trained on, project descriptions in prose; then a base model on the uniform and one on the learned mixture, with the
+same seed and the same order of sequences inside each domain; then measures both on held-out text. Every stage is a
+command that is printed before it runs; stages that are finished already are not run again.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path("runs/demo")
+TARGET = "descriptions"
+BASES = ("uniform", "doge")
+
+
+def main() -> int:
+    """Run the stages, print the table, write runs/demo/summary.json; the exit status."""
+    os.chdir(ROOT)
+    store = FOLDER / "store"
+    seconds = {}
+    for name, result, command in stages(store):
+        if result.exists():
+            print(f"\n{name}: already there, {result}", flush=True)
+            continue
+        print(f"\n{name}:\n  {shlex.join(command)}", flush=True)
+        began = time.monotonic()
+        status = subprocess.run(command, env=_environment(), check=False).returncode
+        if status != 0:
+            print(f"error: {name} ended with status {status}; `make demo` goes on from here", file=sys.stderr)
+            return status
+        seconds[name] = round(time.monotonic() - began, 1)
+    summary = summarize(seconds)
+    (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\n{table(summary)}\n\n{summary['note']}\n\nwritten: {FOLDER / 'summary.json'}")
+    return 0
+
+
+def stages(store: Path) -> list[tuple[str, Path, list[str]]]:
+    """(name, what it leaves when it is finished, command) of each stage, in order."""
+    programs = Path(sys.executable).parent
+    ranks = min(2, os.cpu_count() or 1)
+    launch = [str(programs / "deepspeed"), "--num_accelerators", str(ranks)]
+    prepare = [str(programs / "doge-ds"), "prepare", "--input", "environment", "--output", str(store)]
+    mixtures = {"uniform": "uniform", "doge": str(FOLDER / "proxy/mixture.json")}
+    found = [
+        ("prepare text", store, [*prepare, "--train_tokenizer", "6000"]),
+        (
+            "learn the domain weights",
+            FOLDER / "proxy/mixture.json",
+            [*launch, "doge_ds/train_proxy.py", "--config", "ds_configs/runs/demo_proxy.json"]
+            + ["--output", str(FOLDER / "proxy")],
+        ),
+    ]
+    for name in BASES:
+        run = FOLDER / f"base_{name}"
+        train = [*launch, "doge_ds/train_base.py", "--config", "ds_configs/runs/demo_base.json"]
+        found.append(
+            (f"train on the {name} mixture", run / "hf", [*train, "--mixture", mixtures[name], "--output", str(run)])
+        )
+    for name in BASES:
+        run = FOLDER / f"base_{name}"
+        measure = [sys.executable, "eval/run.py", "--model", str(run / "hf"), "--data", str(store)]
+        found.append(
+            (f"measure the {name} model", run / "results.json", [*measure, "--output", str(run / "results.json")])
+        )
+    return found
+
+
+def summarize(seconds: dict[str, float]) -> dict[str, Any]:
+    """Weights and perplexities side by side, as they stand in the stages' own files."""
+    weights = json.loads((FOLDER / "proxy/mixture.json").read_text())["domains"]
+    results = {name: json.loads((FOLDER / f"base_{name}/results.json").read_text()) for name in BASES}
+    domains = {}
+    for domain in results["uniform"]["perplexity"]["domains"]:
+        uniform, doge = (results[name]["perplexity"]["domains"][domain] for name in BASES)
+        domains[domain] = {
+            "weight": weights.get(domain),
+            "is_target": domain == TARGET,
+            "perplexity_uniform": uniform["perplexity"],
+            "perplexity_doge": doge["perplexity"],
+            "difference": doge["perplexity"] - uniform["perplexity"],
+            "log_perplexity_difference": doge["log_perplexity"] - uniform["log_perplexity"],
+        }
+    return {
+        "domains": domains,
+        "seconds": seconds,
+        "note": "One seed at this size is an illustration, not a result.",
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for the terminal: train domains by learned weight, then the target."""
+    rows = sorted(summary["domains"].items(), key=lambda item: (item[1]["is_target"], -(item[1]["weight"] or 0)))
+    lines = [f"{'domain':<14}  {'weight':>8}  {'uniform':>10}  {'DoGE':>10}  {'difference':>10}"]
+    for name, row in rows:
+        weight = "target" if row["is_target"] else f"{row['weight']:.3f}"
+        lines.append(
+            f"{name:<14}  {weight:>8}  {row['perplexity_uniform']:>10.2f}  {row['perplexity_doge']:>10.2f}  "
+            f"{row['difference']:>+10.2f}"
+        )
+    return "\n".join(["held-out perplexity of two base models", *lines])
+
+
+def _environment() -> dict[str, str]:
+    """CPU everywhere, and one thread for each core of a rank: ranks with more threads than that fight for the cores."""
+    cores = os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // min(2, cores))))
+    return {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,10 +2,10 @@
 
     python -m doge_ds.demo
 
-Trains a proxy on Python code, C++ headers, docstrings, YAML and licences with the weights aimed at a sixth domain that is
-never trained on, project descriptions in prose; then a base model on the uniform and one on the learned mixture, with the
-same seed and the same order of sequences inside each domain; then measures both on held-out text. Every stage is a
-command that is printed before it runs; stages that are finished already are not run again.
+Trains a proxy on Python code, C++ headers, docstrings, YAML and licences with the weights aimed at a sixth domain that
+is never trained on, project descriptions in prose; then a base model on the uniform and one on the learned mixture,
+with the same seed and the same order of sequences inside each domain; then measures both on held-out text. Every stage
+is a command that is printed before it runs; stages that are finished already are not run again.
 """
 
 import json
@@ -49,16 +49,16 @@ def stages(store: Path) -> list[tuple[str, Path, list[str]]]:
     """(name, what it leaves when it is finished, command) of each stage, in order."""
     programs = Path(sys.executable).parent
     ranks = min(2, os.cpu_count() or 1)
-    launch = [str(programs / "deepspeed"), "--num_accelerators", str(ranks)]
+    launch = [str(programs / "deepspeed"), "--log_level", "error", "--num_accelerators", str(ranks)]
     prepare = [str(programs / "doge-ds"), "prepare", "--input", "environment", "--output", str(store)]
+    learn = ["--config", "ds_configs/runs/demo_proxy.json"]
     mixtures = {"uniform": "uniform", "doge": str(FOLDER / "proxy/mixture.json")}
     found = [
-        ("prepare text", store, [*prepare, "--train_tokenizer", "6000"]),
+        ("prepare text", store, [*prepare, "--train_tokenizer", "6000", "--valid_fraction", "0.03"]),
         (
             "learn the domain weights",
             FOLDER / "proxy/mixture.json",
-            [*launch, "doge_ds/train_proxy.py", "--config", "ds_configs/runs/demo_proxy.json"]
-            + ["--output", str(FOLDER / "proxy")],
+            [*launch, "doge_ds/train_proxy.py", *learn, "--output", str(FOLDER / "proxy")],
         ),
     ]
     for name in BASES:

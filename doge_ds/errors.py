@@ -19,7 +19,11 @@ class DogeError(Exception):
 
     def __init__(self, where: str, problem: str, remedy: str) -> None:
         """Args: the file, key or option at fault; what is wrong with it, with the value; what would do."""
-        super().__init__(" ".join(f"{where}: {problem}; {remedy}".split()))
+        super().__init__(where, problem, remedy)  # all three, so that the error can be pickled by worker processes
+
+    def __str__(self) -> str:
+        where, problem, remedy = self.args
+        return " ".join(f"{where}: {problem}; {remedy}".split())
 
 
 class ConfigError(DogeError):

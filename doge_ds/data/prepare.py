@@ -32,7 +32,7 @@ from doge_ds.data.tokenizer import (
     vocabulary_size,
 )
 from doge_ds.data.tokens import (
-    DOMAIN_NAME,
+    RESERVED_NAMES,
     SPLITS,
     DomainRecord,
     Manifest,
@@ -41,6 +41,7 @@ from doge_ds.data.tokens import (
     TokenizerRecord,
     TokenStore,
     folder_sha256,
+    is_domain_name,
 )
 from doge_ds.errors import ConfigError, StoreError
 
@@ -48,8 +49,6 @@ Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]
 
 # Bytes of text that a tokenizer is trained on, drawn evenly from the domains: so many for each token, and at most.
 SAMPLE_BYTES_A_TOKEN, SAMPLE_BYTES = 800, 20_000_000
-
-_RESERVED = ("tokenizer", "manifest.json")  # STORE/<domain> would be one of the store's own
 
 _EXAMPLES = """examples:
   doge-ds prepare --input books=books/ code=code.jsonl.gz notes=notes/ --output store --tokenizer gpt2
@@ -191,11 +190,11 @@ def _check_options(
     if workers is not None and workers < 1:
         raise ConfigError("--workers", f"{workers} is too few", "give 1 or more, or leave it out for one a core")
     for name in () if inputs == "environment" else inputs:
-        if not DOMAIN_NAME.fullmatch(name) or name in _RESERVED:
+        if not is_domain_name(name):
             raise ConfigError(
                 "--input",
                 f"{name!r} cannot name a domain",
-                f"use letters, digits and _ . + -, not a dot or dash first, and not {' or '.join(_RESERVED)}",
+                f"use letters, digits and _ . + -, not a dot or dash first, and not {' or '.join(RESERVED_NAMES)}",
             )
     return workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 

@@ -168,7 +168,7 @@ class EncoderPool:
             for batch in _batches(texts):
                 yield from zip(batch, _encode_batch(self._encoder, self._dtype, batch), strict=True)
             return
-        waiting: deque[tuple[list[str], Future[list[np.ndarray] | None]]] = deque()
+        waiting: deque[tuple[list[str], Future[list[np.ndarray]]]] = deque()
         for batch in _batches(texts):
             waiting.append((batch, self._processes.submit(_encode_in_worker, batch)))
             if len(waiting) > 3 * self._workers:
@@ -176,15 +176,13 @@ class EncoderPool:
         for batch, future in waiting:
             yield from self._finish(batch, future)
 
-    def _finish(self, batch: list[str], future: "Future[list[np.ndarray] | None]") -> Iterator[tuple[str, np.ndarray]]:
+    def _finish(self, batch: list[str], future: "Future[list[np.ndarray]]") -> Iterator[tuple[str, np.ndarray]]:
         try:
             arrays = future.result()
         except BrokenProcessPool:
             raise TokenizerError(
                 "a worker process", "died, perhaps for lack of memory", "take fewer --workers"
             ) from None
-        if arrays is None:  # refused there: do it here, for an error with its own words
-            arrays = _encode_batch(self._encoder, self._dtype, batch)
         return zip(batch, arrays, strict=True)
 
 
@@ -225,14 +223,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_worker(batch: Sequence[str]) -> list[np.ndarray] | None:
-    """None says that the encoder refused: an error with several arguments cannot travel between processes."""
+def _encode_in_worker(batch: Sequence[str]) -> list[np.ndarray]:
     if _worker is None:
         raise RuntimeError("this process was not started by EncoderPool")
-    try:
-        return _encode_batch(*_worker, batch)
-    except TokenizerError:
-        return None
+    return _encode_batch(*_worker, batch)
 
 
 def train_sentencepiece(texts: Iterable[str], vocabulary_size: int, folder: Path) -> Any:
@@ -248,9 +242,8 @@ def train_sentencepiece(texts: Iterable[str], vocabulary_size: int, folder: Path
         TokenizerError: the vocabulary is too large or too small for the texts.
     """
     vocabulary = _vocabulary(_train(texts, vocabulary_size))
-    if set(_LETTERS_OF_NEVER) - {
-        piece for piece, _ in vocabulary
-    }:  # sentencepiece leaves them out of text without others
+    # Sentencepiece leaves these out of a text that has no other letters.
+    if set(_LETTERS_OF_NEVER) - {piece for piece, _ in vocabulary}:
         raise TokenizerError(f"--train_tokenizer {vocabulary_size}", "the text is hardly text", "give more of it")
     _save(vocabulary, folder)
     return load_tokenizer(folder)

@@ -23,6 +23,12 @@ SPLITS: tuple[Split, ...] = ("train", "valid")
 
 # A domain's name is also a folder's name and a key in metrics ("loss/<domain>"), so no slashes, and no leading dot.
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+RESERVED_NAMES = ("tokenizer", "manifest.json")  # STORE/<domain> would be one of the store's own
+
+
+def is_domain_name(name: str) -> bool:
+    """Whether a domain may be called so."""
+    return DOMAIN_NAME.fullmatch(name) is not None and name not in RESERVED_NAMES
 
 
 class _Record(BaseModel):
@@ -69,7 +75,7 @@ class Manifest(_Record):
     @classmethod
     def _names_are_folder_names(cls, domains: dict[str, DomainRecord]) -> dict[str, DomainRecord]:
         for name in domains:
-            if not DOMAIN_NAME.fullmatch(name):
+            if not is_domain_name(name):
                 raise ValueError(f"{name!r} is no domain name")
         return domains
 

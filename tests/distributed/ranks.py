@@ -35,8 +35,8 @@ def torchrun(world_size: int, script: str, *arguments: str, timeout: float = 300
 class Ranks:
     """The ranks of one program, started as torchrun would, but each in our hands: to signal, kill and wait for."""
 
-    def __init__(self, world_size: int, program: str, *arguments: str) -> None:
-        shared = {**environment(), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+    def __init__(self, count: int, program: str, *arguments: str, first_rank: int = 0, world_size: int = 0) -> None:
+        shared = {**environment(), "WORLD_SIZE": str(world_size or count), "MASTER_ADDR": "127.0.0.1"}
         shared["MASTER_PORT"] = str(free_port())
         self.processes = [
             subprocess.Popen(
@@ -47,7 +47,7 @@ class Ranks:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for rank in range(world_size)
+            for rank in range(first_rank, first_rank + count)
         ]
 
     def wait_for_lines(self, file: Path, count: int, timeout: float = 120) -> None:

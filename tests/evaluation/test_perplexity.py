@@ -101,6 +101,25 @@ def test_equals_a_float64_loop_one_window_at_a_time_whatever_the_batch_size(sett
     assert nats / 101 > math.log(VOCABULARY) * 1.02  # far from uniform, so equality says something
 
 
+def test_the_last_position_which_training_never_predicts_from_is_never_used() -> None:
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**GPT2, vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END)
+    )
+    tokens = text(50)
+    before = measure(model, tokens, length=12)
+    model.transformer.wpe.weight.data[-1] = math.nan  # position 11, counted from 0
+    assert measure(model, tokens, length=12) == before
+    with pytest.raises(ModelError):
+        measure(model, tokens, length=13)
+
+
+def test_dropout_is_off() -> None:
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**GPT2, vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END, resid_pdrop=0.5)
+    ).train()
+    assert measure(model, text(50)) == measure(model, text(50))
+
+
 def test_a_uniform_model_has_the_vocabularys_size_as_perplexity() -> None:
     assert measure(Bigram(torch.zeros(VOCABULARY, VOCABULARY)), text(50)).perplexity == pytest.approx(VOCABULARY)
 
@@ -131,3 +150,6 @@ def test_a_hopeless_model_has_infinite_perplexity_and_a_finite_logarithm() -> No
     found = measure(Bigram(logits), np.ones(5, dtype="<u2"))
     assert found.log_perplexity == pytest.approx(2000)
     assert found.perplexity == math.inf
+    assert averages({"d": found}) == pytest.approx(
+        {"average_log_perplexity": 2000, "average_perplexity": math.inf, "geometric_perplexity": math.inf}
+    )

@@ -2,17 +2,20 @@
 
 import importlib.util
 import json
-import shutil
+import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import doge_ds
+from doge_ds.data.tokens import TokenStore
 from tests.stores import make_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,14 +37,37 @@ def save_model(folder: Path, vocabulary: int = 64, **facts: object) -> Path:
     return folder
 
 
+def damage(folder: Path, kind: str) -> None:
+    """Write over the weights of a saved model."""
+    file = folder / "model.safetensors"
+    if kind == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+        return
+    tensors = load_file(file)
+    name = "transformer.ln_f.weight"
+    if kind == "lacking":
+        del tensors[name]
+    else:
+        tensors[name] = {"reshaped": torch.zeros(9), "nan": tensors[name] * math.nan}[kind]
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three domains, one without held-out text, and a model trained "on it"."""
+    """A store of three domains, one without held-out text, a model trained "on it", and things that do not fit."""
     place = tmp_path_factory.mktemp("evaluation")
     generator = np.random.default_rng(0)
     train = {name: generator.integers(0, 64, 100) for name in ("a", "b", "c")}
     store = make_store(place / "store", train, {"a": train["a"][:50], "b": train["b"][:33]})
+    make_store(place / "unsplit", train)
     save_model(place / "model", doge_ds_sequence_length=10, doge_ds_tokenizer_sha256=store.manifest.tokenizer.sha256)
+    save_model(place / "small", vocabulary=60)
+    save_model(place / "large", vocabulary=70)
+    save_model(place / "other", doge_ds_tokenizer_sha256="0" * 64)
+    for kind in ("cut", "lacking", "reshaped", "nan"):
+        damage(save_model(place / kind), kind)
+    (place / "thesis.json").write_text('["perplexity of a hundred years"]')
+    (place / "mixture.json").write_text('{"version": 1, "domains": {"a": 1.0}}')
     return place
 
 
@@ -49,14 +75,25 @@ def test_results_hold_every_domain_with_held_out_text(place: Path, capsys: pytes
     command = ["--model", str(place / "model"), "--data", str(place / "store"), "--output", str(place / "r.json")]
     assert eval_run.main(command) == 0
     results = json.loads((place / "r.json").read_text())
-    assert results["version"] == 1
-    assert results["sequence_length"] == 10
-    assert {name: domain["tokens"] for name, domain in results["perplexity"]["domains"].items()} == {"a": 50, "b": 33}
-    assert results["perplexity"]["domains"]["b"]["bytes"] == 99
-    assert 30 < results["perplexity"]["geometric_perplexity"] <= results["perplexity"]["average_perplexity"] < 130
+    fingerprint = TokenStore(place / "store").fingerprint()
+    perplexity = results.pop("perplexity")
+    assert results == {
+        "version": 1,
+        "model": str(place / "model"),
+        "data": {"path": str(place / "store"), "fingerprint": fingerprint},
+        "sequence_length": 10,
+        "versions": {
+            "doge_ds": doge_ds.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    assert {name: domain["tokens"] for name, domain in perplexity["domains"].items()} == {"a": 50, "b": 33}
+    assert perplexity["domains"]["b"]["bytes"] == 99
+    assert 30 < perplexity["geometric_perplexity"] <= perplexity["average_perplexity"] < 130
     printed = capsys.readouterr()
     assert "c has no held-out tokens and is left out" in printed.err
-    assert f"{results['perplexity']['domains']['a']['log_perplexity']:.4f}" in printed.out
+    assert f"{perplexity['domains']['a']['log_perplexity']:.4f}" in printed.out
     assert eval_run.main([*command, "--domains", "b"]) == 0  # our own results may be replaced
     assert list(json.loads((place / "r.json").read_text())["perplexity"]["domains"]) == ["b"]
 
@@ -69,41 +106,37 @@ def test_as_a_user_types_it(place: Path) -> None:
     assert "geometric mean" in done.stdout
 
 
-def damaged(place: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
-    model = AutoModelForCausalLM.from_pretrained(place / "model")
-    model.transformer.wte.weight.data = change(model.transformer.wte.weight.data)
-    model.save_pretrained(place / "damaged")
-    return place / "damaged"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data", "{place}/nowhere"], "nowhere: is no token store"),
+        (["--model", "{place}/nowhere"], "--model {place}/nowhere: is no folder"),
+        (["--model", "{place}/thesis.json"], "--model {place}/thesis.json: is no folder"),
         (["--model", "{place}/store"], "--model {place}/store: cannot be loaded"),
+        (["--model", "{place}/cut"], "--model {place}/cut: cannot be loaded"),
+        (["--model", "{place}/lacking"], "lacks 1 of the model's tensors"),
+        (["--model", "{place}/reshaped"], "in another shape: transformer.ln_f.weight is the first"),
         (["--model", "{place}/small"], "has a vocabulary of 60, the store's tokenizer of 64"),
+        (["--model", "{place}/large"], "has a vocabulary of 70, the store's tokenizer of 64"),
         (["--model", "{place}/other"], "was trained with another tokenizer than the store's"),
         (["--model", "{place}/nan"], "the model on a: gives a log-likelihood of nan"),
         (["--domains", "aa"], "has no domain 'aa'; did you mean 'a'?"),
         (["--domains", "c"], "c: has no held-out tokens"),
+        (["--data", "{place}/unsplit"], "unsplit: has no held-out tokens in any domain"),
+        (["--device", "abacus"], "--device abacus: torch cannot use it"),
         (["--sequence_length", "18"], "--sequence_length: 18 does not fit the model; give 2 to 17"),
         (["--sequence_length", "1"], "--sequence_length: 1 does not fit"),
         (["--batch_size", "0"], "invalid positive whole number value: '0'"),
         (["--tasks", "sciq"], "invalid choice: 'sciq'"),
         (["--output", "{place}/thesis.json"], "exists and holds no results of ours"),
-        (["--output", "{place}/no/where.json"], "lies in no folder"),
+        (["--output", "{place}/mixture.json"], "exists and holds no results of ours"),
+        (["--output", "{place}/no/where.json"], "nothing can be written there (No such file or directory)"),
     ],
 )
 def test_each_mistake_is_one_line_and_status_2(
     place: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (place / "thesis.json").write_text('["years of work"]')
-    if "{place}/small" in arguments:
-        save_model(place / "small", vocabulary=60)
-    if "{place}/other" in arguments:
-        save_model(place / "other", doge_ds_tokenizer_sha256="0" * 64)
-    if "{place}/nan" in arguments:
-        shutil.copytree(damaged(place, lambda weight: weight * float("nan")), place / "nan")
+    before = {name: (place / name).read_bytes() for name in ("thesis.json", "mixture.json")}
     given = {"--model": f"{place}/model", "--data": f"{place}/store", "--output": f"{place}/never.json"}
     given[arguments[0]] = arguments[1].format(place=place)
     status = eval_run.main([word for pair in given.items() for word in pair])
@@ -114,7 +147,8 @@ def test_each_mistake_is_one_line_and_status_2(
     assert message.format(place=place) in lines[0]
     assert "Traceback" not in printed
     assert not (place / "never.json").exists()
-    assert (place / "thesis.json").read_text() == '["years of work"]'
+    assert {name: (place / name).read_bytes() for name in before} == before
+    assert not list(place.glob("**/*.tmp"))
 
 
 def test_a_model_that_says_nothing_of_its_tokenizer_is_measured_with_a_word(
@@ -124,3 +158,15 @@ def test_a_model_that_says_nothing_of_its_tokenizer_is_measured_with_a_word(
     assert eval_run.main(["--model", str(place / "silent"), "--data", str(place / "store")]) == 0
     assert "only the vocabulary's size was checked" in capsys.readouterr().err
     assert json.loads((place / "silent/results.json").read_text())["sequence_length"] == 16  # all its positions
+
+
+def test_the_precision_of_the_checkpoint_is_kept(place: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(place / "model").to(torch.bfloat16).save_pretrained(place / "half")
+    assert eval_run.load_model(str(place / "half")).dtype == torch.bfloat16
+
+
+def test_an_infinite_perplexity_is_null_in_strict_json(tmp_path: Path) -> None:
+    eval_run.write_results({"perplexity": {"domains": {"a": {"perplexity": math.inf, "tokens": 3}}}}, tmp_path / "r")
+    assert json.loads((tmp_path / "r").read_text()) == {
+        "perplexity": {"domains": {"a": {"perplexity": None, "tokens": 3}}}
+    }

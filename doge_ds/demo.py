@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from doge_ds.json_files import write_json
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/demo")
 TARGET = "descriptions"
@@ -40,7 +42,7 @@ def main() -> int:
             return status
         seconds[name] = round(time.monotonic() - began, 1)
     summary = summarize(seconds)
-    (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(FOLDER / "summary.json", summary)
     print(f"\n{table(summary)}\n\n{summary['note']}\n\nwritten: {FOLDER / 'summary.json'}")
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from doge_ds.errors import ConfigError, MixtureError, nearest
+from doge_ds.json_files import write_json
 
 # Weights written with a few digits do not sum to 1 exactly; this much is forgiven and divided out.
 SUM_TOLERANCE = 1e-6
@@ -47,9 +48,7 @@ class Mixture(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write mixture.json, in one piece or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(self.model_dump_json(indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, self.model_dump(mode="json"))
 
     def over(self, domains: Sequence[str], where: str) -> "Mixture":
         """This mixture with its domains in the order of `domains`.

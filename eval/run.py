@@ -9,7 +9,6 @@ results.json, by default into the model's folder, and prints a table. Exit statu
 
 import argparse
 import json
-import math
 import re
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from doge_ds import __version__
 from doge_ds.command_line import Parser
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, DogeError, ModelError, StoreError, TokenizerError, report
+from doge_ds.json_files import write_json
 
 VERSION = 1
 LONGEST_WINDOW_BY_DEFAULT = 2048
@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> None:
         },
         "perplexity": perplexity,
     }
-    write_results(results, output)
+    write_json(output, results)  # an infinite perplexity becomes null
     print(table(perplexity))
     print(f"written: {output}")
 
@@ -181,19 +181,6 @@ def choose_device(name: str) -> str:
         problem = f"torch cannot use it ({_first_line(error)})"
         raise ConfigError(f"--device {name}", problem, "give auto, cpu or a GPU that is there, like cuda:0") from None
     return name
-
-
-def write_results(results: dict[str, Any], output: Path) -> None:
-    """Write results.json, in one piece or not at all. An infinite perplexity becomes null: JSON has no infinity."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(inner) for key, inner in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n")
-    temporary.replace(output)
 
 
 def table(perplexity: dict[str, Any]) -> str:

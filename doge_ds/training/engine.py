@@ -1,6 +1,5 @@
 """Model and configuration to a DeepSpeed engine, and the engine's checkpoints."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -114,10 +113,3 @@ class Checkpoints:
         """Folder of the latest whole checkpoint."""
         pointer = self.directory / "latest"
         return self.directory / pointer.read_text().strip() if pointer.is_file() else None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file in one piece or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)

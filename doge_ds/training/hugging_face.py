@@ -1,7 +1,9 @@
 """A DeepSpeed checkpoint as a Hugging Face folder, on one process and without the training machine."""
 
+import io
 import shutil
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ def export_checkpoint(
         tokenizer_folder: the store's.
         output: the new folder; replaced where it exists.
     """
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    with redirect_stdout(io.StringIO()):  # six lines about shards
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     model = AutoModelForCausalLM.from_config(config)
     # Tied weights are stored once; tying again after loading gives the second name its tensor back.
     missing, unexpected = model.load_state_dict(state, strict=False)

@@ -1,11 +1,13 @@
 """Ranks, devices and seeds, however the program was started: by deepspeed, by torchrun, or by hand as one process."""
 
 import hashlib
+import io
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -67,7 +69,8 @@ def start_process_group(ranks: Ranks) -> None:
     # that was installed beside this Python, whether or not the virtual environment is activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     get_accelerator().set_device(ranks.local_rank)
-    deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+    with redirect_stdout(io.StringIO()):  # every rank would print that the op was "built", also when it was only found
+        deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
 
 
 def quieten_libraries() -> None:

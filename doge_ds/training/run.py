@@ -9,7 +9,6 @@ RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
 
 import hashlib
 import json
-import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from doge_ds.config import RunConfig, TrainingConfig
 from doge_ds.errors import RunError
-from doge_ds.training.engine import write_json
+from doge_ds.json_files import without_nan, write_json
 
 Resume = Literal["auto", "never"]
 
@@ -167,7 +166,7 @@ class Run:
             "seconds": round(self._seconds_before + now - self._started, 3),
         }
         with self._metrics.open("a") as stream:
-            stream.write(json.dumps(_without_nan(line)) + "\n")
+            stream.write(json.dumps(without_nan(line)) + "\n")
         self._logged_at, self._tokens_since_log = now, 0
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
@@ -199,15 +198,6 @@ def _drop_lines_after(metrics: Path, step: int) -> float:
 def config_hash(config: RunConfig) -> str:
     """16 hex digits of the resolved configuration."""
     return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-
-
-def _without_nan(values: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
-    if isinstance(values, Mapping):
-        return {key: _without_nan(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

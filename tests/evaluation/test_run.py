@@ -163,10 +163,3 @@ def test_a_model_that_says_nothing_of_its_tokenizer_is_measured_with_a_word(
 def test_the_precision_of_the_checkpoint_is_kept(place: Path) -> None:
     AutoModelForCausalLM.from_pretrained(place / "model").to(torch.bfloat16).save_pretrained(place / "half")
     assert eval_run.load_model(str(place / "half")).dtype == torch.bfloat16
-
-
-def test_an_infinite_perplexity_is_null_in_strict_json(tmp_path: Path) -> None:
-    eval_run.write_results({"perplexity": {"domains": {"a": {"perplexity": math.inf, "tokens": 3}}}}, tmp_path / "r")
-    assert json.loads((tmp_path / "r").read_text()) == {
-        "perplexity": {"domains": {"a": {"perplexity": None, "tokens": 3}}}
-    }

@@ -161,13 +161,20 @@ def load_config(kind: type[Config], path: Path, settings: Sequence[str] = ()) ->
     """
     values = read_json_object(path)
     for setting in settings:
+        if setting.startswith("deepspeed."):
+            _read_deepspeed(values, path)
         _override(values, setting)
-    if isinstance(values.get("deepspeed"), str):
-        values["deepspeed"] = read_json_object(path.parent / values["deepspeed"])
+    _read_deepspeed(values, path)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise _first_mistake(kind, path, error) from None
+
+
+def _read_deepspeed(values: dict[str, Any], path: Path) -> None:
+    """Put the DeepSpeed file's contents where its path stands."""
+    if isinstance(values.get("deepspeed"), str):
+        values["deepspeed"] = read_json_object(path.parent / values["deepspeed"])
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -52,6 +52,13 @@ def test_deepspeed_path_is_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     config = load_config(ProxyConfig, write(tmp_path / "runs", {**PROXY, "deepspeed": "../zero.json"}))
     assert config.deepspeed["wall_clock_breakdown"] is True
+    settings = ["deepspeed.bf16.enabled=true", "deepspeed.wall_clock_breakdown=false"]
+    changed_by_hand = load_config(ProxyConfig, tmp_path / "runs/run.json", settings).deepspeed
+    assert changed_by_hand == {
+        "zero_optimization": {"stage": 2},
+        "wall_clock_breakdown": False,
+        "bf16": {"enabled": True},
+    }
 
 
 def changed(section: str, key: str, value: object) -> dict:

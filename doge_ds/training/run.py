@@ -74,6 +74,8 @@ class RunDirectory:
     def _refuse_other_runs(self, resume: Resume) -> None:
         files = [self.path / "run.json", self.path / "config.json"]
         if not all(file.is_file() for file in files):
+            if {file.name for file in self.path.iterdir()} <= {"run.json", "run.json.tmp", "config.json.tmp"}:
+                return  # killed while it was created: nothing is lost
             raise RunError(str(self.path), "exists and is no run of ours", "name another --output")
         if resume == "never":
             raise RunError(str(self.path), "holds a run already", "name another --output, or leave --resume at auto")

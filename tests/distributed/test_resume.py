@@ -1,6 +1,7 @@
 """A run that is stopped, then killed, then finished equals an undisturbed one: bit for bit, with dropout on."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -134,3 +135,33 @@ def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_tra
         assert mean3 == pytest.approx(mean, abs=0.2 * deviation + 1e-8), name
     saved = load_file(folder / "base_undisturbed/hf/model.safetensors")
     assert saved["transformer.wte.weight"].shape == (64, 24)
+
+
+def test_the_plan_is_printed_before_the_first_step(folder: Path) -> None:
+    for stage, row in (("base", r"b +0\.7000 +224 +750 +0\.30"), ("proxy", r"b +0\.3333 +160 +750 +0\.21")):
+        printed = (folder / f"{stage}_last_output").read_text()
+        assert re.search(r"domain +weight +sequences needed +there +epochs", printed)
+        assert re.search(row, printed), printed
+        assert re.search(r"40/40 .*loss \d\.\d+, [\d,]+ tokens/s", printed)  # the progress line
+    assert re.search(r"x +- +160 +750 +0\.21", printed)  # the target has no weight
+
+
+def test_the_whole_program_gives_the_same_weights_on_one_and_two_ranks(folder: Path) -> None:
+    """Target `mix`, several micro-batches a row, dropout off: loader, hook and weights together."""
+    store = folder / "store"
+    plain = {"model_type": "gpt2", "n_layer": 2, "n_embd": 24, "n_head": 2, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    config = write_config(folder / "mix.json", store, "proxy", model=plain, doge={"target": "mix", "preset": "paper"})
+    settings = ["--set", "training.steps=8", "training.micro_batch_size=2", "doge.mu=0.05"]
+    found = {}
+    for world_size in (1, 2):
+        output = folder / f"mix{world_size}"
+        ranks = Ranks(world_size, PROGRAMS["proxy"], "--config", str(config), "--output", str(output), *settings)
+        statuses, printed = ranks.finish()
+        assert statuses == [0] * world_size, printed
+        found[world_size] = metrics_of(output)
+    assert "loss/<mix>" in found[1][0]
+    for one, two in zip(found[1], found[2], strict=True):
+        for key in (key for key in one if key.startswith(("weight/", "loss", "mean_weight/", "gradient_norm/"))):
+            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-5), key
+    weights = [found[1][-1][f"weight/{name}"] for name in ("a", "b", "c", "x")]
+    assert max(weights) - min(weights) > 0.01

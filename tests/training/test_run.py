@@ -69,6 +69,17 @@ def test_folders_and_files_of_others_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "empty/config.json").is_file()
 
 
+def test_a_run_killed_while_its_directory_was_made_starts_again(tmp_path: Path) -> None:
+    look(tmp_path / "run").create()
+    (tmp_path / "run/config.json").rename(tmp_path / "run/config.json.tmp")
+    look(tmp_path / "run").create()
+    assert (tmp_path / "run/config.json").is_file()
+    (tmp_path / "run/config.json").unlink()
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="is no run of ours"):
+        look(tmp_path / "run")
+
+
 def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_path: Path) -> None:
     directory = look(tmp_path / "run")
     directory.create()

@@ -29,7 +29,7 @@ setup: $(READY)
 # The mark is newer than what it was made from, so a second call installs nothing.
 $(READY): setup.py constraints.txt
 	@command -v g++ >/dev/null || { echo "error: g++ is missing; DeepSpeed compiles its communication op with it (apt-get install g++)"; exit 2; }
-	@echo "setting up $(VENV): downloads about 1 GB, takes 3 to 5 minutes"
+	@echo "setting up $(VENV): torch, DeepSpeed, transformers and what they need; takes some minutes"
 	$(PYTHON) -m venv $(if $(TORCH),,--system-site-packages) $(VENV)
 	$(if $(TORCH),$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH))
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development]'

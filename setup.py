@@ -24,6 +24,7 @@ setup(
         "sentencepiece>=0.2",
         "tensorboard>=2.16",
         "lm-eval>=0.4.9",
+        "huggingface_hub>=1.0",
         "numpy>=1.26",
         "pydantic>=2.7",
         "safetensors>=0.4",

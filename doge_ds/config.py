@@ -17,7 +17,7 @@ from doge_ds.errors import ConfigError, nearest
 class _Section(BaseModel):
     """Unknown keys are refused; a number in quotes is no number; a whole number will do where a fraction may stand."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataConfig(_Section):
@@ -29,6 +29,12 @@ class DataConfig(_Section):
         default=None, min_length=1, description="Domains to train on; by default all of the store but the targets."
     )
     max_epochs: float = Field(default=4.0, gt=0, description="Refuse a run that reads any domain more often than this.")
+
+    @model_validator(mode="after")
+    def _train_domains_are_distinct(self) -> Self:
+        if self.train_domains and len(set(self.train_domains)) != len(self.train_domains):
+            raise ValueError(f"train_domains {self.train_domains} names a domain twice")
+        return self
 
 
 class TrainingConfig(_Section):
@@ -80,7 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class DogeConfig(_Section):
-    """How the proxy learns the domain weights (section 4 of the paper; docs/paper_map.md names the functions)."""
+    """How the proxy learns the domain weights (arXiv 2310.15393); `reweight/doge.py` has the mathematics."""
 
     target: Literal["all", "others", "mix"] | list[str] = Field(
         default="mix",

@@ -30,8 +30,10 @@ def main() -> int:
     os.chdir(ROOT)
     store = FOLDER / "store"
     seconds = {}
-    for name, result, command in stages(store):
-        if result.exists():
+    if (FOLDER / "summary.json").exists():
+        seconds = json.loads((FOLDER / "summary.json").read_text())["seconds"]
+    for name, result, made_from, command in stages(store):
+        if is_newer(result, made_from):
             print(f"\n{name}: already there, {result}", flush=True)
             continue
         print(f"\n{name}:\n  {shlex.join(command)}", flush=True)
@@ -47,34 +49,44 @@ def main() -> int:
     return 0
 
 
-def stages(store: Path) -> list[tuple[str, Path, list[str]]]:
-    """(name, what it leaves when it is finished, command) of each stage, in order."""
+def is_newer(result: Path, made_from: list[Path]) -> bool:
+    """Whether a stage's result is there and was made after what it is made from."""
+    return result.exists() and all(result.stat().st_mtime >= path.stat().st_mtime for path in made_from)
+
+
+def stages(store: Path) -> list[tuple[str, Path, list[Path], list[str]]]:
+    """(name, what it leaves when it is finished, what that is made from, command) of each stage, in order."""
     programs = Path(sys.executable).parent
     ranks = min(2, os.cpu_count() or 1)
     launch = [str(programs / "deepspeed"), "--log_level", "error", "--num_accelerators", str(ranks)]
     prepare = [str(programs / "doge-ds"), "prepare", "--input", "environment", "--output", str(store)]
+    prepare += ["--train_tokenizer", "6000", "--valid_fraction", "0.03"]
     learn = ["--config", "ds_configs/runs/demo_proxy.json"]
     mixtures = {"uniform": "uniform", "doge": str(FOLDER / "proxy/mixture.json")}
-    found = [
-        ("prepare text", store, [*prepare, "--train_tokenizer", "6000", "--valid_fraction", "0.03"]),
+    found: list[tuple[str, Path, list[Path], list[str]]] = [
+        (
+            "prepare text",
+            store / "manifest.json",
+            [],
+            prepare,
+        ),
         (
             "learn the domain weights",
             FOLDER / "proxy/mixture.json",
+            [store / "manifest.json"],
             [*launch, "doge_ds/train_proxy.py", *learn, "--output", str(FOLDER / "proxy")],
         ),
     ]
     for name in BASES:
         run = FOLDER / f"base_{name}"
         train = [*launch, "doge_ds/train_base.py", "--config", "ds_configs/runs/demo_base.json"]
-        found.append(
-            (f"train on the {name} mixture", run / "hf", [*train, "--mixture", mixtures[name], "--output", str(run)])
-        )
+        train += ["--mixture", mixtures[name], "--output", str(run)]
+        found.append((f"train on the {name} mixture", run / "hf/config.json", [found[1][1]], train))
     for name in BASES:
         run = FOLDER / f"base_{name}"
         measure = [sys.executable, "eval/run.py", "--model", str(run / "hf"), "--data", str(store)]
-        found.append(
-            (f"measure the {name} model", run / "results.json", [*measure, "--output", str(run / "results.json")])
-        )
+        measure += ["--output", str(run / "results.json")]
+        found.append((f"measure the {name} model", run / "results.json", [run / "hf/config.json"], measure))
     return found
 
 
@@ -121,4 +133,8 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\ninterrupted; `make demo` goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -50,6 +50,12 @@ class ModelError(DogeError):
     """A model that cannot be built or loaded."""
 
 
+class DivergedError(DogeError):
+    """A run that came to its end without having learned anything."""
+
+    exit_status = 1
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """A remedy for a misspelt name: the closest candidate where there is one, else all of them."""
     names = sorted(candidates)

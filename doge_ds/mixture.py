@@ -28,7 +28,7 @@ class Mixture(BaseModel):
         source: where it comes from: method, run, step, config and tokenizer hashes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = 1
     domains: dict[str, float] = Field(min_length=1)

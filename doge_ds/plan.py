@@ -39,5 +39,5 @@ def refuse_too_many_epochs(needs: Sequence[DomainNeed], max_epochs: float) -> No
         raise ConfigError(
             "data.max_epochs",
             f"{worst.name} would be read {worst.epochs:.1f} times, more than {max_epochs:g}",
-            "lower its weight or training.steps, add text, or raise data.max_epochs",
+            "lower training.steps or its weight in the mixture, add text, or raise data.max_epochs",
         )

@@ -105,12 +105,13 @@ def train(job: BaseJob) -> bool:
     """The base loop; whether it came to its end (or was asked to stop, and saved)."""
     config, loader, directory = job.config, job.loader, job.directory
     if is_speaker := job.ranks.rank == 0:
-        directory.create()
         print(f"base: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {directory.path}")
         print(plan_table(_needs(job)), flush=True)
     engine = start_engine(
         build_model(job.model, job.deepspeed_config, config.training.seed), job.deepspeed_config, config.training
     )
+    if is_speaker:  # not before DeepSpeed has accepted its configuration
+        directory.create()
     losses = DomainLosses(list(job.mixture.domains), engine.device)
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     state = checkpoints.load(engine)

@@ -18,7 +18,7 @@ from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import ProxyConfig, load_config
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore
-from doge_ds.errors import ConfigError, nearest
+from doge_ds.errors import ConfigError, DivergedError, nearest
 from doge_ds.mixture import mixture_from_weights, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.reweight.doge import DomainWeights, Proposal
@@ -112,19 +112,16 @@ def train(job: ProxyJob) -> bool:
     """The proxy loop; whether it came to its end (or was asked to stop, and saved)."""
     config, loader, directory = job.config, job.loader, job.directory
     if is_speaker := job.ranks.rank == 0:
-        directory.create()
         _print_plan(job)
     engine = start_engine(
         build_model(job.model, job.deepspeed_config, config.training.seed), job.deepspeed_config, config.training
     )
     gradients = DomainGradients(engine, loader.row_names, len(job.train_domains), config.training.seed)
     weights = DomainWeights(job.train_domains, loader.row_names, config.doge)
+    if is_speaker:  # not before DeepSpeed has accepted its configuration
+        directory.create()
     checkpoints = Checkpoints(directory.checkpoints, config.training)
-    state = checkpoints.load(engine)
-    if state is not None:
-        loader.check_state(state["data"])
-        weights.load_state_dict(state["weights"])
-    run = Run(directory, state["step"] if state else 0, config.training, is_speaker)
+    run = Run(directory, _resume(job, checkpoints.load(engine), weights), config.training, is_speaker)
     tokens = len(loader.row_names) * config.training.sequences_per_domain * config.data.sequence_length
 
     for step in run.steps():
@@ -137,8 +134,10 @@ def train(job: ProxyJob) -> bool:
         engine.step()
         if engine.was_step_applied():
             weights.accept(proposal)
-        values = step_metrics(weights, proposal, summary, loader.row_names)
-        values |= {"learning_rate": learning_rate, "applied": engine.was_step_applied()}
+        values: dict[str, Any] = {"loss": float(summary.losses[: len(job.train_domains)].mean())}
+        if run.is_logged(step):
+            values |= step_metrics(weights, proposal, summary, loader.row_names)
+            values |= {"learning_rate": learning_rate, "applied": engine.was_step_applied()}
         run.log(step, tokens, values, shown=_shown(weights))
         if checkpoints.is_due(step) or summary.stop:
             checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "weights": weights.state_dict()})
@@ -150,13 +149,22 @@ def train(job: ProxyJob) -> bool:
     return True
 
 
+def _resume(job: ProxyJob, state: dict[str, Any] | None, weights: DomainWeights) -> int:
+    """Take over a checkpoint's state, where there is one; the steps that it has behind it."""
+    if state is None:
+        return 0
+    job.loader.check_state(state["data"])
+    weights.load_state_dict(state["weights"])
+    return int(state["step"])
+
+
 def step_metrics(
     weights: DomainWeights, proposal: Proposal, summary: StepSummary, row_names: Sequence[str]
 ) -> dict[str, Any]:
-    """A line of metrics.jsonl; "loss" is the plain mean over the train domains."""
+    """What metrics.jsonl says of one step beside its mean loss and learning rate."""
     train_domains = weights.train_domains
-    values: dict[str, Any] = {"loss": float(summary.losses[: len(train_domains)].mean())}
-    values |= {f"loss/{name}": loss for name, loss in zip(row_names, summary.losses.tolist(), strict=True)}
+    losses = summary.losses.tolist()
+    values: dict[str, Any] = {f"loss/{name}": loss for name, loss in zip(row_names, losses, strict=True)}
     values |= {f"weight/{name}": weight for name, weight in weights.current().items()}
     values |= {f"mean_weight/{name}": weight for name, weight in weights.mean().items()}
     values |= {f"score/{name}": score for name, score in zip(train_domains, proposal.scores.tolist(), strict=True)}
@@ -189,7 +197,12 @@ def _print_plan(job: ProxyJob) -> None:
 
 
 def _write_mixture(job: ProxyJob, weights: DomainWeights) -> None:
-    """RUN/mixture.json; its presence says that the run is finished."""
+    """RUN/mixture.json; its presence says that the run is finished. Raises DivergedError where no step counted."""
+    if skipped := job.config.training.steps - weights.count:
+        print(f"{skipped} of {job.config.training.steps} steps were skipped: their gradients were not finite")
+    if not weights.count:
+        remedy = "lower training.learning_rate, or look for damaged text"
+        raise DivergedError(str(job.directory.path), "every step was skipped, so no weights were learned", remedy)
     source = {
         "method": "doge",
         "run": str(job.directory.path),

@@ -56,8 +56,16 @@ def refusal(stage: str, config: Path, output: Path, *more: str) -> str:
             "6 cannot be divided by 2 ranks x micro-batches of 2; 4 or 8 would do",
         ),
         ("proxy", ["data.sequence_length=20000"], "0 whole training sequences where at least 1 must be"),
-        ("base", ["data.sequence_length=20000"], "sequence"),
-        ("proxy", ["training.steps=4000"], "would be read 21.3 times, more than 4; lower its weight or training.steps"),
+        ("base", ["data.sequence_length=20000"], "0 whole training sequences"),
+        ("base", ['data.train_domains=["a","a","b"]'], "names a domain twice"),
+        ("proxy", ['data.train_domains=["a","a","b"]'], "names a domain twice"),
+        ("proxy", ["training.learning_rate=Infinity"], "training.learning_rate: Infinity cannot stand"),
+        ("proxy", ["doge.mu=NaN"], "doge.mu: NaN cannot stand"),
+        ("proxy", ['deepspeed.zero_optimization.offload_optimizer={"device":"cpu"}'], "cannot be used by the proxy"),
+        ("proxy", ["deepspeed.bf16.check_grad_overflow=false"], "check_grad_overflow: must stay on in the proxy"),
+        ("proxy", ["deepspeed.zero_optimization=2"], "zero_optimization: 2 is no object"),
+        ("base", ["deepspeed.optimizer=AdamW"], "optimizer: 'AdamW' is no object"),
+        ("proxy", ["training.steps=4000"], "would be read 21.3 times, more than 4; lower training.steps or its weight"),
         ("base", ["training.steps=3000"], "would be read 10.7 times, more than 4"),
         ("proxy", ["model.n_layers=3"], "model.n_layers: gpt2 has no such setting; did you mean 'n_layer'?"),
         ("base", ["model.vocab_size=100"], "is 100, but the store's tokenizer has 64 tokens"),
@@ -84,7 +92,7 @@ def test_configurations(stage: str, settings: list[str], message: str, store: Pa
         ({"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}, "has a weight for 'd', which is no train domain"),
         ({"a": 0.5, "b": 0.3, "c": 0.1}, "the weights sum to 0.9"),
         ({"a": 1.2, "b": -0.2, "c": 0.0}, "-0.2 is no weight"),
-        ({"a": 0.9999999, "b": 0.0000001, "c": 0.0}, "b"),
+        ({"a": 0.9999999, "b": 0.0000001, "c": 0.0}, "domain 'b': "),
     ],
 )
 def test_mixtures(domains: dict, message: str, store: Path, tmp_path: Path) -> None:
@@ -126,6 +134,8 @@ def test_nothing_that_exists_is_overwritten(store: Path, tmp_path: Path) -> None
     (tmp_path / "thesis/draft.txt").write_text("years of work")
     assert "exists and is no run of ours" in refusal("proxy", config, tmp_path / "thesis")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["draft.txt"]
+    assert "draft.txt: is a file" in refusal("proxy", config, tmp_path / "thesis/draft.txt")
+    assert "draft.txt: is a file" in refusal("proxy", config, tmp_path / "thesis/draft.txt/run")
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,15 @@ def complete_deepspeed_config(
             optimizer other than Adam's family.
     """
     config = copy.deepcopy(deepspeed)
-    if (found := config.get("zero_optimization", {}).get("stage", 0)) != stage:
+    zero = _section(config, "zero_optimization", {})
+    if (found := zero.get("stage", 0)) != stage:
         raise ConfigError(
             "deepspeed.zero_optimization.stage",
             f"is {found}",
             f"this program needs {stage}: see ds_configs/zero{stage}.json",
         )
+    if stage == 2:
+        _refuse_what_the_hook_cannot_use(zero, _section(config, "bf16", {}))
     if "scheduler" in config:
         raise ConfigError(
             "deepspeed.scheduler",
@@ -53,12 +56,34 @@ def complete_deepspeed_config(
         "gradient_clipping": training.gradient_clipping,
     }
     _write_owned(config, owned, "deepspeed")
-    optimizer = config.setdefault("optimizer", {"type": "AdamW"})
+    optimizer = _section(config, "optimizer", {"type": "AdamW"})
     if optimizer.get("type") != "AdamW":
         raise ConfigError("deepspeed.optimizer.type", f"is {optimizer.get('type')!r}", "AdamW is what is supported")
     owned = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-    _write_owned(optimizer.setdefault("params", {}), owned, "deepspeed.optimizer.params")
+    _write_owned(_section(optimizer, "params", {}), owned, "deepspeed.optimizer.params")
     return config
+
+
+def _section(config: dict[str, Any], key: str, default: dict[str, Any]) -> dict[str, Any]:
+    """A part of the configuration, or the default where it is missing. Raises ConfigError where it is no object."""
+    found = config.setdefault(key, default)
+    if not isinstance(found, dict):
+        raise ConfigError(f"deepspeed: {key}", f"{found!r} is no object", "see ds_configs/ for how it is written")
+    return found
+
+
+def _refuse_what_the_hook_cannot_use(zero: dict[str, Any], bf16: dict[str, Any]) -> None:
+    """Offloaded gradients are not where DoGE reads them; unchecked ones would let a NaN be stepped on."""
+    if "offload_optimizer" in zero:
+        where = "deepspeed.zero_optimization.offload_optimizer"
+        raise ConfigError(where, "cannot be used by the proxy", "delete it: a proxy is small")
+    switches = {
+        "deepspeed.bf16.check_grad_overflow": bf16.get("check_grad_overflow", True),
+        "deepspeed.zero_optimization.compute_grad_norm": zero.get("compute_grad_norm", True),
+    }
+    for where, value in switches.items():
+        if not value:
+            raise ConfigError(where, "must stay on in the proxy, which relies on it to skip NaN steps", "delete it")
 
 
 def _write_owned(section: dict[str, Any], owned: dict[str, Any], where: str) -> None:

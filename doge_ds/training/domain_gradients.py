@@ -10,6 +10,7 @@ every shard is checked at every collection.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,6 @@ class DomainGradients:
         self._seed = seed
         self._sizes = [int(size) for size in self._optimizer.partition_size]
         dtype = self._optimizer.gradient_accumulation_dtype
-        # Padding inside the shards is never written and must not count, hence zeros.
         self._rows = torch.zeros(len(row_names), sum(self._sizes), dtype=dtype, device=engine.device)
         self._losses = torch.zeros(len(row_names), dtype=torch.float64, device=engine.device)
 
@@ -115,16 +115,14 @@ class DomainGradients:
         """
         weights = coefficients.to(self._rows.device, torch.float32)
         offset = 0
-        for tensors, size in zip(self._shards(), self._sizes, strict=True):
-            start = offset
-            for tensor in tensors:
-                flat = tensor.view(-1)
-                for begin in range(0, len(flat), COLUMNS_AT_A_TIME):
-                    part = flat[begin : begin + COLUMNS_AT_A_TIME]
-                    rows = self._rows[: self._train_rows, start : start + len(part)]
+        for tensor in (tensor for tensors in self._shards() for tensor in tensors):
+            flat = tensor.view(-1)
+            for begin in range(0, len(flat), COLUMNS_AT_A_TIME):
+                part = flat[begin : begin + COLUMNS_AT_A_TIME]
+                rows = self._rows[: self._train_rows, offset : offset + len(part)]
+                with full_precision():
                     part.copy_(weights @ rows.float())
-                    start += len(part)
-            offset += size
+                offset += len(part)
 
     def _shards(self) -> Iterator[list[torch.Tensor]]:
         """This rank's averaged gradient in DeepSpeed's own tensors, group by group, padding included.
@@ -150,15 +148,22 @@ def gram_matrix(rows: torch.Tensor) -> torch.Tensor:
     of mantissa would be visible in the weights.
     """
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
+    with full_precision():
         for begin in range(0, rows.shape[1], COLUMNS_AT_A_TIME):
             chunk = rows[:, begin : begin + COLUMNS_AT_A_TIME].float()
             gram += chunk @ chunk.T
+    return gram
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products in fp32 as it is, without TF32, whatever the program has set."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed
-    return gram
 
 
 def _copy_into(row: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
@@ -173,13 +178,8 @@ def _refuse_unknown_engines(engine: Any) -> None:
     """Only what this hook was tested with."""
     if engine.zero_optimization_stage() != 2:
         raise ConfigError("deepspeed.zero_optimization.stage", f"is {engine.zero_optimization_stage()}", "DoGE needs 2")
-    if engine.optimizer.cpu_offload:
-        raise ConfigError(
-            "deepspeed.zero_optimization.offload_optimizer",
-            "cannot be used by the proxy",
-            "delete it: a proxy is small",
-        )
     if engine.gradient_accumulation_steps() != 1:
         raise ConfigError("deepspeed.gradient_accumulation_steps", "must stay 1 in the proxy", "delete it")
-    if not all(hasattr(engine.optimizer, name) for name in ("averaged_gradients", "partition_size")):
+    needed = ("averaged_gradients", "partition_size", "gradient_accumulation_dtype", "loss_scale")
+    if not all(hasattr(engine.optimizer, name) for name in needed):
         raise ConfigError("deepspeed", f"version {deepspeed.__version__} is unknown", "install deepspeed>=0.19.8,<0.20")

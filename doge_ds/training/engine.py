@@ -70,7 +70,7 @@ class Checkpoints:
     """DeepSpeed's checkpoints of one run, and the newest few of them.
 
     Domain weights and the state of the data ride in the client state, in the same files as the model: they cannot come
-    apart. DeepSpeed writes `latest` after all else, so a save that was cut short is never the one that is loaded.
+    apart. `latest` is written after all ranks have written theirs, so a save that was cut short is never loaded.
     """
 
     def __init__(self, directory: Path, training: TrainingConfig) -> None:
@@ -83,16 +83,28 @@ class Checkpoints:
 
     def save(self, engine: deepspeed.DeepSpeedEngine, step: int, state: dict[str, Any]) -> None:
         """Save after `step` steps (collective), then delete all but the newest `keep_checkpoints`."""
+        tag = f"step{step:08d}"
         client_state = {
             "doge_ds": {"step": step, **state},
             # DeepSpeed's universal converter wants this from the first checkpoint of a ZeRO-2 run on.
             UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE},
         }
-        engine.save_checkpoint(str(self.directory), tag=f"step{step:08d}", client_state=client_state)
+        # DeepSpeed would write `latest` when rank 0 is done, while others may still be writing.
+        engine.save_checkpoint(str(self.directory), tag=tag, client_state=client_state, save_latest=False)
         deepspeed.comm.barrier()
         if engine.global_rank == 0:
-            for old in sorted(self.directory.glob("step*"))[: -self._training.keep_checkpoints]:
-                shutil.rmtree(old)
+            temporary = self.directory / "latest.tmp"
+            temporary.write_text(tag)
+            temporary.replace(self.directory / "latest")
+            self._prune(tag)
+
+    def _prune(self, newest: str) -> None:
+        """Delete old checkpoints, and later ones, which a killed run began and never finished."""
+        folders = sorted(self.directory.glob("step*"))
+        whole = [folder for folder in folders if folder.name <= newest]
+        for folder in folders:
+            if folder not in whole[-self._training.keep_checkpoints :]:
+                shutil.rmtree(folder)
 
     def load(self, engine: deepspeed.DeepSpeedEngine) -> dict[str, Any] | None:
         """Load the latest checkpoint into the engine (collective); its state with "step", or None without one.
@@ -102,9 +114,13 @@ class Checkpoints:
         """
         if self.latest is None:
             return None
-        path, client_state = engine.load_checkpoint(str(self.directory))
+        if not self.latest.is_dir():
+            remedy = "write the name of another folder beside it into latest, or name another --output"
+            raise RunError(str(self.directory / "latest"), f"names {self.latest.name!r}, which is not there", remedy)
+        path, client_state = engine.load_checkpoint(str(self.directory), tag=self.latest.name)
         if path is None:
-            raise RunError(str(self.latest), "cannot be loaded", f"delete it and correct {self.directory}/latest")
+            remedy = f"write the name of an older folder into {self.directory}/latest"
+            raise RunError(str(self.latest), "cannot be loaded", remedy)
         state: dict[str, Any] = client_state["doge_ds"]
         return state
 
@@ -112,4 +128,4 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """Folder of the latest whole checkpoint."""
         pointer = self.directory / "latest"
-        return self.directory / pointer.read_text().strip() if pointer.is_file() else None
+        return self.directory / (pointer.read_text().strip() or "nothing") if pointer.is_file() else None

@@ -37,7 +37,6 @@ def export_checkpoint(
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    for file in tokenizer_folder.iterdir():
-        shutil.copy(file, temporary / file.name)
+    shutil.copytree(tokenizer_folder, temporary, dirs_exist_ok=True)
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)

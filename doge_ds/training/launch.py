@@ -71,6 +71,7 @@ def start_process_group(ranks: Ranks) -> None:
     get_accelerator().set_device(ranks.local_rank)
     with redirect_stdout(io.StringIO()):  # every rank would print that the op was "built", also when it was only found
         deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+    deepspeed.comm.barrier()  # every rank has looked at the run directory before rank 0 changes it
 
 
 def quieten_libraries() -> None:

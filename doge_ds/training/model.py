@@ -12,6 +12,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from doge_ds.errors import ConfigError, nearest
 
+# What transformers and torch raise where a model cannot be built from its settings.
+BUILD_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    RuntimeError,
+    StrictDataclassError,
+)
+
 
 def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_id: int, sequence_length: int) -> Any:
     """The transformers configuration that the `model` section of a run configuration means.
@@ -25,7 +38,7 @@ def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_
     """
     settings = dict(settings)
     model_type = settings.pop("model_type", None)
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         near = nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError("model.model_type", f"{model_type!r} is no causal language model", near)
     defaults = AutoConfig.for_model(model_type)
@@ -38,8 +51,9 @@ def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_
         problem = f"is {settings['vocab_size']}, but the store's tokenizer has {vocabulary_size} tokens"
         raise ConfigError("model.vocab_size", problem, "delete it: it comes from the store")
     positions = defaults.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    if positions in known and settings.setdefault(positions, sequence_length) < sequence_length:
-        problem = f"is {settings[positions]}, less than data.sequence_length {sequence_length}"
+    given = settings.setdefault(positions, sequence_length) if positions in known else sequence_length
+    if not isinstance(given, int) or given < sequence_length:
+        problem = f"is {given!r}, not at least data.sequence_length {sequence_length}"
         raise ConfigError(f"model.{positions}", problem, "delete it, or make it as large")
     for key, value in defaults.to_dict().items():
         if re.search(r"drop", key) and isinstance(value, int | float):
@@ -54,7 +68,7 @@ def _checked(model_type: str, settings: Mapping[str, Any]) -> Any:
         config = AutoConfig.for_model(model_type, **settings)
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+    except BUILD_ERRORS as error:
         reason = " ".join(str(error).split())
         raise ConfigError("model", f"transformers refuses it ({reason})", "see its page on this model type") from None
     return config

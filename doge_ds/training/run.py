@@ -9,6 +9,7 @@ RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
 
 import hashlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,9 @@ FREE_KEYS = {
 }
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
 class RunDirectory:
     """What is on disk, and whether it may be continued. Looking changes nothing; `create` is for rank 0."""
 
@@ -56,8 +60,11 @@ class RunDirectory:
         self._facts = json.loads(json.dumps(facts))
         self.result = path / result
         self.checkpoints = path / "checkpoints"
-        if path.exists() and not path.is_dir():
-            raise RunError(str(path), "is a file", "name another --output")
+        place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not place.is_dir():
+            raise RunError(str(place), "is a file", "name another --output")
+        if not os.access(place, os.W_OK):
+            raise RunError(str(place), "cannot be written", "name another --output, or ask for the right to")
         if path.is_dir() and any(path.iterdir()):
             self._refuse_other_runs(resume)
 
@@ -81,9 +88,9 @@ class RunDirectory:
             raise RunError(str(self.path), "holds a run already", "name another --output, or leave --resume at auto")
         try:
             facts, config = (json.loads(file.read_text()) for file in files)
-        except json.JSONDecodeError:
-            raise RunError(f"{self.path}: run.json or config.json", "is no JSON", "name another --output") from None
-        there = _flatten({**facts, "config": config})
+            there = _flatten({**facts, "config": config})
+        except (ValueError, TypeError):
+            raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None
         here = _flatten({**self._facts, "config": self._config})
         missing = object()
         free = FREE_KEYS | {"ranks"} if self.is_finished else FREE_KEYS
@@ -128,9 +135,10 @@ class Run:
             mininterval=1.0,
         )
         if is_speaker:
+            if first_step:
+                self._bar.write(f"continues after step {first_step} of {training.steps}")
             self._seconds_before = _drop_lines_after(self._metrics, first_step)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._request_stop)
+        self._handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, 0-based, with the progress line around them."""
@@ -138,6 +146,8 @@ class Run:
             for step in range(self.first_step, self._training.steps):
                 yield step
                 self._bar.update()
+        for number, handler in self._handlers.items():  # nobody looks at stop_requested any more
+            signal.signal(number, handler)
 
     def is_logged(self, step: int) -> bool:
         """Whether metrics.jsonl gets a line for this 0-based step."""

@@ -58,10 +58,11 @@ class Ranks:
             assert all(process.poll() is None for process in self.processes), self.finish()
             time.sleep(0.005)
 
-    def kill(self) -> None:
+    def kill(self) -> str:
+        """SIGKILL to all ranks; what they had printed."""
         for process in self.processes:
             process.kill()
-        self.finish()
+        return self.finish()[1]
 
     def finish(self, timeout: float = 180) -> tuple[list[int], str]:
         """Exit status of every rank, and all that they printed."""

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.distributed.ranks import ROOT
 from tests.stores import make_store
@@ -25,11 +27,16 @@ def small_store(path: Path) -> Path:
                 ids[place] = ids[place - 1]
         return ids
 
+    words = {"</s>": 0, **{f"w{number}": number for number in range(1, 64)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    saved = path.with_name(path.name + "_tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(saved)
     kinds = {"a": (3, 0.0), "b": (5, 0.5), "c": (7, 0.1), "x": (5, 0.4)}
     make_store(
         path,
         {name: text(*kind, 12_000) for name, kind in kinds.items()},
         {name: text(*kind, 1_500) for name, kind in kinds.items()},
+        tokenizer_folder=saved,
     )
     return path
 

@@ -3,13 +3,16 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from tests.distributed.ranks import Ranks, deepspeed, torchrun
+from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, torchrun
 from tests.distributed.small_runs import small_store, write_config
 
 PROGRAMS = {"proxy": "doge_ds/train_proxy.py", "base": "doge_ds/train_base.py"}
@@ -33,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> None:
     """SIGTERM to one rank in mid-run, SIGKILL to all after going on, then to the end by the deepspeed launcher."""
-    metrics = folder / f"{stage}_disturbed" / "metrics.jsonl"
+    run = folder / f"{stage}_disturbed"
+    metrics = run / "metrics.jsonl"
     stopped = Ranks(2, program, *arguments)
     stopped.wait_for_lines(metrics, 9)
     stopped.processes[1].send_signal(signal.SIGTERM)
@@ -42,9 +46,12 @@ def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> Non
     assert metrics.read_text().count("\n") < 40
     killed = Ranks(2, program, *arguments)
     killed.wait_for_lines(metrics, 27)
-    killed.kill()
+    printed = killed.kill()
+    assert int(re.findall(r"continues after step (\d+) of 40", printed)[0]) >= 9
     assert metrics.read_text().count("\n") < 40
+    (run / "checkpoints/step00000099").mkdir()  # as a kill in the middle of saving leaves behind
     last = deepspeed(2, program, *arguments)
+    assert int(re.findall(r"continues after step (\d+) of 40", last.stdout)[0]) >= 18
     (folder / f"{stage}_last_output").write_text(last.stdout)
     assert last.returncode == 0, last.stdout
 
@@ -107,8 +114,10 @@ def test_mixture_is_the_mean_of_the_logged_weights(folder: Path) -> None:
 
 
 def test_only_the_newest_checkpoints_are_kept(folder: Path) -> None:
-    kept = sorted(path.name for path in (folder / "base_undisturbed/checkpoints").glob("step*"))
-    assert kept == ["step00000036", "step00000040"]
+    for run in ("base_undisturbed", "base_disturbed", "proxy_disturbed"):
+        kept = sorted(path.name for path in (folder / run / "checkpoints").glob("step*"))
+        assert kept == ["step00000036", "step00000040"]
+        assert (folder / run / "checkpoints/latest").read_text() == "step00000040"
 
 
 def test_a_finished_run_says_so_and_a_changed_one_is_refused(folder: Path) -> None:
@@ -135,6 +144,22 @@ def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_tra
         assert mean3 == pytest.approx(mean, abs=0.2 * deviation + 1e-8), name
     saved = load_file(folder / "base_undisturbed/hf/model.safetensors")
     assert saved["transformer.wte.weight"].shape == (64, 24)
+
+
+def test_the_exported_folder_has_its_tokenizer_and_is_measured_on_all_domains(folder: Path) -> None:
+    exported = folder / "base_undisturbed/hf"
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert (len(tokenizer), tokenizer.eos_token_id) == (64, 0)
+    command = [sys.executable, "eval/run.py", "--model", str(exported), "--data", str(folder / "store")]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((exported / "results.json").read_text())
+    assert results["sequence_length"] == 16
+    domains = results["perplexity"]["domains"]
+    assert {name: domain["tokens"] for name, domain in domains.items()} == dict.fromkeys("abcx", 1500)
+    logs = {name: domain["log_perplexity"] for name, domain in domains.items()}
+    assert max(logs.values()) < 4.2  # below log 64 = 4.16 of a uniform model, or near it
+    assert logs["b"] < logs["a"] - 0.2  # b was seven tenths of the mixture
 
 
 def test_the_plan_is_printed_before_the_first_step(folder: Path) -> None:

@@ -49,7 +49,10 @@ def test_tied_parameters_count_once() -> None:
         ({**SMALL, "n_layer": "two"}, "model: transformers refuses it"),
         ({**SMALL, "n_head": 3}, "model: transformers refuses it"),
         ({**SMALL, "vocab_size": 51}, "model.vocab_size: is 51, but the store's tokenizer has 50 tokens"),
-        ({**SMALL, "n_positions": 16}, "model.n_positions: is 16, less than data.sequence_length 32"),
+        ({**SMALL, "n_positions": 16}, "model.n_positions: is 16, not at least data.sequence_length 32"),
+        ({**SMALL, "n_positions": "many"}, "model.n_positions: is 'many', not at least"),
+        ({**SMALL, "activation_function": "relus"}, "model: transformers refuses it"),
+        ({**SMALL, "model_type": ["gpt2"]}, "is no causal language model"),
     ],
 )
 def test_each_mistake_gets_one_line(settings: dict, message: str) -> None:

@@ -342,6 +342,8 @@ def start(store: TokenStore, folder: Path) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [*command, "--output", str(folder / "out" / "store"), "--tokenizer", str(store.tokenizer_folder)],
         stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and the tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not any(file.stat().st_size for file in (folder / "out").rglob("*.bin")):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -136,7 +137,7 @@ class Run:
         )
         if is_speaker:
             if first_step:
-                self._bar.write(f"continues after step {first_step} of {training.steps}")
+                self._bar.write(f"continues after step {first_step} of {training.steps}", file=sys.stderr)
             self._seconds_before = _drop_lines_after(self._metrics, first_step)
         self._handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
 

@@ -161,6 +161,24 @@ def test_half_a_launcher_is_refused(store: Path, tmp_path: Path, monkeypatch: py
     assert "are no numbers" in refusal("proxy", config, tmp_path / "run")
 
 
+def test_a_rank_that_is_no_number_is_told_and_not_stumbled_over(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("doge_ds.training.launch.SECONDS_UNTIL_OTHER_RANKS_SPEAK", 0)
+    monkeypatch.setenv("RANK", "first")
+    config = write_config(tmp_path / "run.json", store, "proxy")
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: train_proxy.main(["--config", str(config), "--output", str(tmp_path / "run")]))
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert "on rank first: error: RANK, WORLD_SIZE, LOCAL_RANK" in printed
+    assert "Traceback" not in printed
+
+
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for module in PROGRAMS.values():
         with pytest.raises(SystemExit) as caught:

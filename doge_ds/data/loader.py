@@ -11,6 +11,7 @@ the step alone. Ranks and their number are arguments; nothing here talks to othe
 import hashlib
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class MixtureBatch:
     micro_batches: list[tuple[torch.Tensor, torch.Tensor]]
 
 
-class _Loader(Generic[Batch]):
+class _Loader(ABC, Generic[Batch]):
     """What both loaders share: the thread that prepares the next batches, and the state that a checkpoint keeps."""
 
     def __init__(self, ahead: int, samples_per_step: int, identity: list[Any]) -> None:
@@ -85,9 +86,9 @@ class _Loader(Generic[Batch]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @abstractmethod
     def _make(self, number: int) -> Batch:
         """Batch `number`; runs in the thread."""
-        raise NotImplementedError
 
     def _get(self, number: int) -> Batch:
         """Batch `number`, and the next ones set to work. What went wrong in the thread is raised here."""
@@ -116,7 +117,7 @@ class ProxyLoader(_Loader[DomainBatches]):
 
     Rows are the train domains; then the target domains that are not train domains; then, with `mix`, MIX_ROW, drawn
     evenly from all train domains. Its sequences are reserved for the whole run (`DomainOrder`), so no other row ever
-    has them (paper, section 3 for the rows; the authors' universal runs reserve a slice likewise).
+    has them (the authors' universal runs reserve a slice likewise).
 
     Attributes:
         row_names: the rows' names, in the order of `domain_batches`.

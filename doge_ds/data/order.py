@@ -6,7 +6,7 @@
 Nothing is stored but one period of 65536 slots a segment (384 KiB), so a run continues from `samples_seen` alone. The
 n-th sample does not depend on the number of ranks; `slots_of_rank` only deals out the slots of one batch. After every
 n each domain's count is less than one sample from n times its integer weight / PERIOD; random draws would be off by
-hundreds after a million samples. The mixture is that of section 3 of the DoGE paper, step 2: the base model's data.
+hundreds after a million samples. The mixture is the one that the base model is trained on.
 """
 
 import hashlib

@@ -84,7 +84,7 @@ def measure_perplexity(
 def averages(domains: Mapping[str, DomainPerplexity]) -> dict[str, float]:
     """Over domains, each counted the same: the mean log-perplexity, the mean perplexity, and exp of the former.
 
-    `geometric_perplexity` is what the paper calls average perplexity (arXiv 2310.15393, table 2).
+    `geometric_perplexity` is what the paper calls average perplexity (arXiv 2310.15393).
     """
     mean_log = math.fsum(domain.log_perplexity for domain in domains.values()) / len(domains)
     return {

@@ -128,8 +128,8 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 def _report_once(error: DogeError) -> int:
     """Rank 0 prints at once; the others only where rank 0's end did not end them."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank != 0:
+    rank = os.environ.get("RANK", "0")  # as text: that it is no number may be the very mistake
+    if rank != "0":
         time.sleep(SECONDS_UNTIL_OTHER_RANKS_SPEAK)
         print(f"on rank {rank}:", end=" ", file=sys.stderr)
     return report(error)

@@ -159,7 +159,7 @@ class Run:
 
         Args:
             step: 0-based; written as the number of steps done.
-            tokens: that this step trained on, over all ranks.
+            tokens: that this step read, targets included, over all ranks.
             values: for metrics.jsonl; "loss" is on the progress line too.
             shown: the weights, for the progress line.
         """

@@ -238,9 +238,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--output", type=Path, help="by default results.json in the model's folder, or here for a hub name"
     )
-    parser.add_argument(
-        "--batch_size", type=_positive, default=16, help="windows at a time; changes no result in fp32"
-    )
+    parser.add_argument("--batch_size", type=_positive, default=16, help="windows at a time; changes no result in fp32")
     parser.add_argument("--sequence_length", type=_positive, help="tokens of a window; by default as in training")
     parser.add_argument("--device", default="auto", help="auto (the GPU where there is one), cpu, cuda:1, ...")
     return parser

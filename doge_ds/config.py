@@ -48,11 +48,19 @@ class TrainingConfig(_Section):
     min_learning_rate: float = Field(default=0.0, ge=0, description="Where the cosine ends, at the last step.")
     warmup_steps: int = Field(default=0, ge=0, description="Linear warm-up from 0.")
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's, on matrices; norms and biases have none.")
+    decay_embeddings: bool = Field(default=True, description="Whether embeddings have weight decay as well.")
     gradient_clipping: float = Field(default=1.0, ge=0, description="Largest norm of the model's gradient; 0: off.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of initialisation, sample order and dropout.")
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints; the last is saved.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl, the last one too.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, a third more time."
+    )
+    compile: bool = Field(default=False, description="torch.compile, through DeepSpeed's engine.compile().")
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="TFLOP/s of one device in this precision, by its data sheet; for the MFU."
+    )
 
     @model_validator(mode="after")
     def _schedule_is_possible(self) -> Self:
@@ -73,6 +81,9 @@ class BaseTrainingConfig(TrainingConfig):
     """The base model sees batches drawn from the mixture."""
 
     global_batch_size: int = Field(ge=1, description="Sequences in one step, over all ranks.")
+    export_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Precision of the Hugging Face folder that the run ends with."
+    )
 
 
 Normalization = Literal["none", "mean_gradient_norm", "cosine"]
@@ -130,8 +141,9 @@ class RunConfig(_Section):
     """What both programs read."""
 
     model: dict[str, Any] = Field(
-        description="What transformers' AutoConfig.for_model takes: model_type and its settings. "
-        "vocab_size comes from the store; dropout is 0 unless set."
+        description="What transformers' AutoConfig.for_model takes: model_type and its settings; or `pretrained`, a "
+        "Hugging Face folder or name to start from, and settings that it shall have instead of its own. "
+        "`attn_implementation` as transformers has it. vocab_size comes from the store; dropout is 0 unless set."
     )
     data: DataConfig
     deepspeed: dict[str, Any] = Field(description="DeepSpeed's configuration, or its path relative to this file.")

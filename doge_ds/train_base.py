@@ -17,14 +17,14 @@ from typing import Any
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import BaseConfig, load_config
 from doge_ds.data.loader import MixtureLoader
-from doge_ds.data.order import MixtureOrder, Segment
+from doge_ds.data.order import MixtureOrder
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, nearest
+from doge_ds.export import base_order, export_run
 from doge_ds.mixture import Mixture, choose_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
-from doge_ds.training.hugging_face import export_checkpoint
 from doge_ds.training.launch import (
     Ranks,
     finish,
@@ -35,8 +35,10 @@ from doge_ds.training.launch import (
     start_process_group,
 )
 from doge_ds.training.losses import DomainLosses
-from doge_ds.training.model import build_model, model_config, parameter_count, sequence_losses
+from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count, sequence_losses
+from doge_ds.training.monitor import monitor_settings
 from doge_ds.training.run import Run, RunDirectory
+from doge_ds.training.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class BaseJob:
     loader: MixtureLoader
     model: Any
     deepspeed_config: dict[str, Any]
+    monitors: dict[str, Any]
     directory: RunDirectory
 
 
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return finish(75)
         finish(0)
         if job.ranks.rank == 0:
-            _export(job)
+            export_run(job.directory.path, job.directory.result)
     if job.ranks.rank == 0:
         print(f"finished: {job.directory.result}")
     return 0
@@ -89,14 +92,20 @@ def check(options: RunArguments) -> BaseJob:
     deepspeed_config = complete_deepspeed_config(
         config.deepspeed, training, stage=3, micro_batch_size=size, accumulation_steps=count, ranks=ranks
     )
-    sequences = {name: store.sequence_count(name, data.sequence_length) for name in domains}
-    order = MixtureOrder(sequences, [Segment(start_sample=0, weights=mixture.domains)], training.seed)
+    order = base_order(store, config, mixture.domains)
     loader = MixtureLoader(
         store, order, training.global_batch_size, size, data.sequence_length, ranks.rank, ranks.world_size
     )
-    facts = {"program": "train_base", "ranks": ranks.world_size, "mixture": mixture.domains, **store.facts()}
+    monitors = monitor_settings(config.deepspeed, options.output)
+    facts = {
+        "program": "train_base",
+        "ranks": ranks.world_size,
+        "mixture": mixture.domains,
+        "mixture_from": {"kind": mixture.kind, "given_as": options.mixture, **mixture.source},
+        **store.facts(),
+    }
     directory = RunDirectory(options.output, config, facts, result="hf", resume=options.resume)
-    job = BaseJob(config, store, ranks, mixture, order, loader, model, deepspeed_config, directory)
+    job = BaseJob(config, store, ranks, mixture, order, loader, model, deepspeed_config, monitors, directory)
     refuse_too_many_epochs(_needs(job), data.max_epochs)
     return job
 
@@ -107,9 +116,8 @@ def train(job: BaseJob) -> bool:
     if is_speaker := job.ranks.rank == 0:
         print(f"base: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {directory.path}")
         print(plan_table(_needs(job)), flush=True)
-    engine = start_engine(
-        build_model(job.model, job.deepspeed_config, config.training.seed), job.deepspeed_config, config.training
-    )
+    model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
+    engine = start_engine(model, job.deepspeed_config, config.training)
     if is_speaker:  # not before DeepSpeed has accepted its configuration
         directory.create()
     losses = DomainLosses(list(job.mixture.domains), engine.device)
@@ -118,7 +126,10 @@ def train(job: BaseJob) -> bool:
     if state is not None:
         loader.check_state(state["data"])
         losses.load_state_dict(state["losses"])
-    run = Run(directory, state["step"] if state else 0, config.training, is_speaker)
+    throughput = Throughput(
+        job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
+    )
+    run = Run(directory, state["step"] if state else 0, config.training, job.monitors, throughput, is_speaker)
     tokens = config.training.global_batch_size * config.data.sequence_length
 
     for step, batch in zip(run.steps(), loader.batches(run.first_step), strict=False):
@@ -157,18 +168,6 @@ def _needs(job: BaseJob) -> list[DomainNeed]:
         DomainNeed(name, weight, needed[name], job.store.sequence_count(name, length))
         for name, weight in job.mixture.domains.items()
     ]
-
-
-def _export(job: BaseJob) -> None:
-    """RUN/hf from the last checkpoint; its presence says that the run is finished."""
-    checkpoint = Checkpoints(job.directory.checkpoints, job.config.training).latest
-    if checkpoint is None:
-        raise RuntimeError(f"{job.directory.checkpoints} has no checkpoint after the last step")
-    facts = {
-        "doge_ds_sequence_length": job.config.data.sequence_length,
-        "doge_ds_tokenizer_sha256": job.store.manifest.tokenizer.sha256,
-    }
-    export_checkpoint(checkpoint, job.model, facts, job.store.tokenizer_folder, job.directory.result)
 
 
 if __name__ == "__main__":

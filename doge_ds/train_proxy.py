@@ -26,8 +26,10 @@ from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients, StepSummary
 from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
 from doge_ds.training.launch import Ranks, finish, quieten_libraries, read_ranks, run_program, start_process_group
-from doge_ds.training.model import build_model, model_config, parameter_count
+from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count
+from doge_ds.training.monitor import monitor_settings
 from doge_ds.training.run import Run, RunDirectory, config_hash
+from doge_ds.training.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ProxyJob:
     loader: ProxyLoader
     model: Any
     deepspeed_config: dict[str, Any]
+    monitors: dict[str, Any]
     directory: RunDirectory
 
 
@@ -84,9 +87,10 @@ def check(options: RunArguments) -> ProxyJob:
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+    monitors = monitor_settings(config.deepspeed, options.output)
     facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
     directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
-    job = ProxyJob(config, store, ranks, train_domains, loader, model, deepspeed_config, directory)
+    job = ProxyJob(config, store, ranks, train_domains, loader, model, deepspeed_config, monitors, directory)
     refuse_too_many_epochs(_needs(job), data.max_epochs)
     return job
 
@@ -113,15 +117,18 @@ def train(job: ProxyJob) -> bool:
     config, loader, directory = job.config, job.loader, job.directory
     if is_speaker := job.ranks.rank == 0:
         _print_plan(job)
-    engine = start_engine(
-        build_model(job.model, job.deepspeed_config, config.training.seed), job.deepspeed_config, config.training
-    )
+    model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
+    engine = start_engine(model, job.deepspeed_config, config.training)
     gradients = DomainGradients(engine, loader.row_names, len(job.train_domains), config.training.seed)
     weights = DomainWeights(job.train_domains, loader.row_names, config.doge)
     if is_speaker:  # not before DeepSpeed has accepted its configuration
         directory.create()
     checkpoints = Checkpoints(directory.checkpoints, config.training)
-    run = Run(directory, _resume(job, checkpoints.load(engine), weights), config.training, is_speaker)
+    first_step = _resume(job, checkpoints.load(engine), weights)
+    throughput = Throughput(
+        job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
+    )
+    run = Run(directory, first_step, config.training, job.monitors, throughput, is_speaker)
     tokens = len(loader.row_names) * config.training.sequences_per_domain * config.data.sequence_length
 
     for step in run.steps():

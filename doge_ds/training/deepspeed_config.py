@@ -8,9 +8,12 @@ names one of these with another value, the run is refused.
 import copy
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
+
 from doge_ds.config import TrainingConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.launch import Ranks
+from doge_ds.training.monitor import MONITORS
 
 
 def complete_deepspeed_config(
@@ -30,10 +33,13 @@ def complete_deepspeed_config(
         accumulation_steps: micro-batches of one optimizer step, as DeepSpeed shall count them.
 
     Raises:
-        ConfigError: another ZeRO stage, a number that the run configuration owns with another value, a scheduler, or an
-            optimizer other than Adam's family.
+        ConfigError: another ZeRO stage, a number that the run configuration owns with another value, a scheduler, an
+            optimizer other than AdamW, or one for GPUs where there is none.
     """
     config = copy.deepcopy(deepspeed)
+    for name in MONITORS:  # training/monitor.py opens them
+        _section(config, name, {})
+        del config[name]
     zero = _section(config, "zero_optimization", {})
     if (found := zero.get("stage", 0)) != stage:
         raise ConfigError(
@@ -59,8 +65,15 @@ def complete_deepspeed_config(
     optimizer = _section(config, "optimizer", {"type": "AdamW"})
     if optimizer.get("type") != "AdamW":
         raise ConfigError("deepspeed.optimizer.type", f"is {optimizer.get('type')!r}", "AdamW is what is supported")
+    parameters = _section(optimizer, "params", {})
     owned = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-    _write_owned(_section(optimizer, "params", {}), owned, "deepspeed.optimizer.params")
+    _write_owned(parameters, owned, "deepspeed.optimizer.params")
+    if get_accelerator().device_name() == "cpu" and not parameters.get("torch_adam"):
+        raise ConfigError(
+            "deepspeed.optimizer",
+            "is DeepSpeed's own Adam, which is for GPUs, and DeepSpeed finds none here",
+            f"use ds_configs/zero{stage}_cpu.json, or set deepspeed.optimizer.params.torch_adam=true",
+        )
     return config
 
 

@@ -44,24 +44,33 @@ def start_engine(
     """The engine, with AdamW in two parameter groups and transformers' schedule cosine_with_min_lr."""
     engine, _, _, _ = deepspeed.initialize(
         model=model,
-        model_parameters=parameter_groups(model, training.weight_decay),
+        model_parameters=parameter_groups(model, training.weight_decay, training.decay_embeddings),
         config=deepspeed_config,
         lr_scheduler=lambda optimizer: get_cosine_with_min_lr_schedule_with_warmup(
             optimizer, training.warmup_steps, training.steps, min_lr=training.min_learning_rate
         ),
     )
+    if training.compile:
+        engine.compile()
     return engine
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and embeddings decay; norms and biases, which have one dimension, do not."""
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, decay_embeddings: bool = True
+) -> list[dict[str, Any]]:
+    """Matrices decay, and embeddings where that is wanted; norms and biases, which have one dimension, do not.
+
+    An output layer that is tied to the embeddings is one tensor with them and goes with them.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Under ZeRO-3 the parameter itself is an empty shell; DeepSpeed keeps its shape beside it.
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            (decayed if len(shape) >= 2 else others).append(parameter)
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+            decays = is_matrix and (decay_embeddings or id(parameter) not in embeddings)
+            (decayed if decays else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -1,16 +1,17 @@
 """Causal language models from transformers, initialised as transformers does, also under ZeRO-3."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from doge_ds.errors import ConfigError, nearest
+from doge_ds.config import TrainingConfig
+from doge_ds.errors import ConfigError, ModelError, nearest
 
 # What transformers and torch raise where a model cannot be built from its settings.
 BUILD_ERRORS = (
@@ -30,22 +31,23 @@ def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_
     """The transformers configuration that the `model` section of a run configuration means.
 
     What it leaves open: vocab_size and the special tokens come from the store, every dropout is 0 (GPT-2's default in
-    transformers is 0.1), and the model has as many positions as a training sequence has tokens.
+    transformers is 0.1), and the model has as many positions as a training sequence has tokens. With `pretrained`
+    everything else that it leaves open is as it is there.
 
     Raises:
         ConfigError: a model_type that is no causal language model, a key that this model does not have, a value that
             transformers refuses, another vocab_size than the store's, or fewer positions than sequence_length.
+        ModelError: `pretrained` is no model.
     """
     settings = dict(settings)
+    if "pretrained" in settings:
+        return _pretrained_config(settings, vocabulary_size, end_of_text_id, sequence_length)
     model_type = settings.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         near = nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError("model.model_type", f"{model_type!r} is no causal language model", near)
     defaults = AutoConfig.for_model(model_type)
-    known = set(defaults.to_dict()) | set(defaults.attribute_map)
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"model.{key}", f"{model_type} has no such setting", nearest(key, known))
+    known = _refuse_unknown_keys(defaults, settings)
     settings = {defaults.attribute_map.get(key, key): value for key, value in settings.items()}
     if settings.setdefault("vocab_size", vocabulary_size) != vocabulary_size:
         problem = f"is {settings['vocab_size']}, but the store's tokenizer has {vocabulary_size} tokens"
@@ -55,17 +57,56 @@ def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_
     if not isinstance(given, int) or given < sequence_length:
         problem = f"is {given!r}, not at least data.sequence_length {sequence_length}"
         raise ConfigError(f"model.{positions}", problem, "delete it, or make it as large")
-    for key, value in defaults.to_dict().items():
-        if re.search(r"drop", key) and isinstance(value, int | float):
-            settings.setdefault(key, 0.0)
-    tokens = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id, "pad_token_id": None, "use_cache": False}
-    return _checked(model_type, {**tokens, **settings})
+    settings = {**_special_tokens(end_of_text_id), **_without_dropout(defaults), **settings}
+    return _checked(lambda: AutoConfig.for_model(model_type, **settings))
 
 
-def _checked(model_type: str, settings: Mapping[str, Any]) -> Any:
+def _pretrained_config(settings: dict[str, Any], vocabulary_size: int, end_of_text_id: int, length: int) -> Any:
+    """The configuration of a model to start from, with the run configuration's settings in place of its own."""
+    name = settings.pop("pretrained")
+    if settings.pop("model_type", None) is not None:
+        raise ConfigError("model.model_type", "comes from model.pretrained", "delete one of the two")
+    try:
+        found = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, TypeError) as error:
+        problem = f"{name!r} cannot be loaded ({' '.join(str(error).split())[:200]})"
+        raise ModelError("model.pretrained", problem, "give a Hugging Face folder, or a name on the hub") from None
+    _refuse_unknown_keys(found, settings)
+    # A vocabulary may be padded to a rounder number than its tokenizer has tokens; ids beyond those never come up.
+    if found.vocab_size < vocabulary_size:
+        problem = f"has a vocabulary of {found.vocab_size}, the store's tokenizer one of {vocabulary_size}"
+        raise ConfigError("model.pretrained", problem, "prepare the text with the model's own tokenizer")
+    positions = getattr(found, "max_position_embeddings", length)
+    if positions < length:
+        problem = f"{length} does not fit the model, which has {positions} positions"
+        raise ConfigError("data.sequence_length", problem, f"give {positions} or less")
+    settings = {**_special_tokens(end_of_text_id), **_without_dropout(found), **settings}
+    return _checked(lambda: AutoConfig.from_pretrained(name, **settings))
+
+
+def _refuse_unknown_keys(config: Any, settings: Mapping[str, Any]) -> set[str]:
+    """Keys that a model of this type has. Raises ConfigError for a setting that is none of them."""
+    known = {*config.to_dict(), *config.attribute_map, "attn_implementation"}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"model.{key}", f"{config.model_type} has no such setting", nearest(key, known))
+    return known
+
+
+def _special_tokens(end_of_text_id: int) -> dict[str, Any]:
+    return {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id, "pad_token_id": None, "use_cache": False}
+
+
+def _without_dropout(config: Any) -> dict[str, float]:
+    """Every dropout that a model of this type has, as 0."""
+    dropouts = (key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, int | float))
+    return dict.fromkeys(dropouts, 0.0)
+
+
+def _checked(make_config: Callable[[], Any]) -> Any:
     """The configuration, after a model was built from it on the meta device, where it costs no memory."""
     try:
-        config = AutoConfig.for_model(model_type, **settings)
+        config = make_config()
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     except BUILD_ERRORS as error:
@@ -80,18 +121,77 @@ def parameter_count(config: Any) -> int:
         return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
 
 
-def build_model(config: Any, deepspeed_config: dict[str, Any], seed: int) -> torch.nn.Module:
-    """A freshly initialised model on this rank; under ZeRO-3 only this rank's part of it.
+def flops_per_token(config: Any, sequence_length: int) -> float | None:
+    """Floating-point operations of training on one token: 6 N + 12 L H Q T (PaLM, arXiv 2204.02311, appendix B).
+
+    N: parameters that a token is multiplied with, so no embedding tables but the output layer, tied or not; L layers of
+    H heads of size Q; T tokens in a sequence, as if attention were not causal. What gradient checkpointing computes
+    twice is not counted. None for mixtures of experts, where a token meets a part of the parameters only.
+    """
+    config = config.get_text_config()
+    if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    output = model.get_output_embeddings().weight
+    in_tables = {id(table) for table in tables}
+    multiplied = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in in_tables)
+    if id(output) in in_tables:
+        multiplied += output.numel()
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return float(6 * multiplied + 12 * config.num_hidden_layers * heads * head_size * sequence_length)
+
+
+def build_model(
+    config: Any, deepspeed_config: dict[str, Any], training: TrainingConfig, pretrained: str | None
+) -> torch.nn.Module:
+    """The model on this rank, freshly initialised or as `pretrained` has it; under ZeRO-3 only this rank's part of it.
 
     HfDeepSpeedConfig must be alive while transformers builds: then it initialises partitioned tensors as it does whole
     ones. Inside a bare `deepspeed.zero.Init` it skips that in silence (GPT-2's embeddings get a deviation of 1.00
     instead of 0.02).
+
+    Raises:
+        ModelError: `pretrained` lacks tensors of the model, or cannot be read.
     """
     alive = HfDeepSpeedConfig(deepspeed_config) if deepspeed_config["zero_optimization"]["stage"] == 3 else None
-    torch.manual_seed(seed)
-    model: torch.nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    torch.manual_seed(training.seed)
+    model: torch.nn.Module
+    if pretrained is None:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        model = _load_pretrained(config, pretrained)
     del alive
+    if training.gradient_checkpointing:
+        _checkpoint_gradients(model)
+    return model.train()  # from_pretrained gives it for evaluation
+
+
+def _load_pretrained(config: Any, name: str) -> Any:
+    """The weights of a Hugging Face model, in fp32, all of them or an error."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"{name!r} cannot be loaded ({' '.join(str(error).split())[:200]})"
+        raise ModelError("model.pretrained", problem, "export it again, or take another") from None
+    # transformers fills what the files lack with random numbers and goes on.
+    if lost := sorted(found["missing_keys"]):
+        problem = f"{name!r} lacks {len(lost)} of the model's tensors: {lost[0]} is the first"
+        raise ModelError("model.pretrained", problem, "export it again, or take another")
     return model
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Recompute each layer's activations in the backward pass. Raises ConfigError where the model cannot."""
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError("training.gradient_checkpointing", reason, "turn it off for this model") from None
 
 
 def sequence_losses(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 RUN/config.json      resolved run configuration; can be given to --config again
 RUN/run.json         what else makes the run what it is: program, ranks, store, tokenizer, mixture
-RUN/metrics.jsonl    one object a logged step
+RUN/metrics.jsonl    one object a logged step; RUN/tensorboard/ has its numbers too
 RUN/checkpoints/     DeepSpeed's
 RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
 """
@@ -23,20 +23,28 @@ from tqdm import tqdm
 from doge_ds.config import RunConfig, TrainingConfig
 from doge_ds.errors import RunError
 from doge_ds.json_files import without_nan, write_json
+from doge_ds.training.monitor import MONITORS, open_monitor, write_scalars
+from doge_ds.training.throughput import Throughput, format_rates
 
 Resume = Literal["auto", "never"]
 
-# Keys that may change between a run and its continuation: they do not touch what is computed. The store may have been
-# moved; its fingerprint is compared instead.
-FREE_KEYS = {
+# Keys and sections that may change between a run and its continuation: they do not touch what is computed. The store
+# may have been moved; its fingerprint is compared instead.
+FREE_KEYS = (
     "config.data.path",
     "config.training.checkpoint_every",
     "config.training.keep_checkpoints",
     "config.training.log_every",
-}
-
+    "config.training.gradient_checkpointing",
+    "config.training.peak_tflops",
+    "config.training.export_dtype",
+    "mixture_from",
+    *(f"config.deepspeed.{name}" for name in MONITORS),
+)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Where nobody watches, in a log file, the progress line is a new line, and not more often than this.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class RunDirectory:
@@ -94,11 +102,12 @@ class RunDirectory:
             raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None
         here = _flatten({**self._facts, "config": self._config})
         missing = object()
-        free = FREE_KEYS | {"ranks"} if self.is_finished else FREE_KEYS
+        free = (*FREE_KEYS, "ranks") if self.is_finished else FREE_KEYS
         differing = [
             f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
             for key in sorted(set(there) | set(here))
-            if key not in free and there.get(key, missing) != here.get(key, missing)
+            if there.get(key, missing) != here.get(key, missing)
+            and not any(key == name or key.startswith(f"{name}.") for name in free)
         ]
         if differing:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
@@ -110,13 +119,23 @@ class RunDirectory:
 class Run:
     """A run under way: which steps are left, its metrics and progress line, and whether it was asked to stop."""
 
-    def __init__(self, directory: RunDirectory, first_step: int, training: TrainingConfig, is_speaker: bool) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        first_step: int,
+        training: TrainingConfig,
+        monitors: Mapping[str, Any],
+        throughput: Throughput,
+        is_speaker: bool,
+    ) -> None:
         """Take over metrics.jsonl up to `first_step` and catch SIGTERM, SIGINT and SIGUSR1.
 
         Args:
             directory: created already.
             first_step: steps that the checkpoint has behind it.
             training: steps and log_every.
+            monitors: as `monitor_settings` returns them.
+            throughput: of this run's model and ranks.
             is_speaker: this is rank 0: it writes files and the progress line.
         """
         self.first_step = first_step
@@ -124,25 +143,28 @@ class Run:
         self.stop_requested = False
         self._is_speaker = is_speaker
         self._metrics = directory.path / "metrics.jsonl"
+        self._throughput = throughput
+        self._monitor = open_monitor(monitors, first_step, directory.path)
         self._started = time.monotonic()
-        self._logged_at = self._started
-        self._tokens_since_log = 0
+        self._printed_at = self._started
+        self._is_watched = sys.stderr.isatty()
         self._bar: tqdm[NoReturn] = tqdm(
             total=training.steps,
             initial=first_step,
             unit="step",
-            disable=not is_speaker,
+            disable=not (is_speaker and self._is_watched),
             dynamic_ncols=True,
             mininterval=1.0,
         )
         if is_speaker:
             if first_step:
-                self._bar.write(f"continues after step {first_step} of {training.steps}", file=sys.stderr)
+                print(f"continues after step {first_step} of {training.steps}", file=sys.stderr, flush=True)
             self._seconds_before = _drop_lines_after(self._metrics, first_step)
         self._handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, 0-based, with the progress line around them."""
+        self._throughput.restart()
         with self._bar:
             for step in range(self.first_step, self._training.steps):
                 yield step
@@ -155,7 +177,7 @@ class Run:
         return (step + 1) % self._training.log_every == 0 or step + 1 == self._training.steps
 
     def log(self, step: int, tokens: int, values: Mapping[str, Any], shown: str) -> None:
-        """After a step: the progress line, and on logged steps a line of metrics.jsonl.
+        """After a step: the progress line, and on logged steps a line of metrics.jsonl and the monitors.
 
         Args:
             step: 0-based; written as the number of steps done.
@@ -165,22 +187,33 @@ class Run:
         """
         if not self._is_speaker:
             return
-        self._tokens_since_log += tokens
-        now = time.monotonic()
-        rate = self._tokens_since_log / max(now - self._logged_at, 1e-9)
-        self._bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tokens/s{shown}", refresh=False)
+        self._throughput.add(tokens)
+        rates = self._throughput.rates()
+        self._show(step, f"loss {values['loss']:.3f}, {format_rates(rates)}{shown}")
         if not self.is_logged(step):
             return
         line = {
             "step": step + 1,
             **values,
             "tokens": tokens * (step + 1),
-            "tokens_per_second": round(rate, 1),
-            "seconds": round(self._seconds_before + now - self._started, 3),
+            **{name: float(f"{rate:.6g}") for name, rate in rates.items()},
+            "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
         }
         with self._metrics.open("a") as stream:
             stream.write(json.dumps(without_nan(line)) + "\n")
-        self._logged_at, self._tokens_since_log = now, 0
+        write_scalars(self._monitor, line, step + 1)
+        self._throughput.restart()
+
+    def _show(self, step: int, text: str) -> None:
+        """The progress line: in place on a terminal, else now and then a line of its own."""
+        self._bar.set_postfix_str(text, refresh=False)
+        now, total = time.monotonic(), self._training.steps
+        if self._is_watched or (now - self._printed_at < SECONDS_BETWEEN_LINES and step + 1 < total):
+            return
+        elapsed, first = now - self._started, self.first_step
+        line = tqdm.format_meter(step + 1, total, elapsed, initial=first, unit="step", postfix=text)
+        print(line, file=sys.stderr, flush=True)
+        self._printed_at = now
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """Finish the step, save, and end with status 75; a second Ctrl-C ends at once."""

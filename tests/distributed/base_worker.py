@@ -1,4 +1,4 @@
-"""Run by two ranks under torchrun: what a ZeRO-3 engine holds, next to what plain transformers holds.
+"""Run by two ranks under torchrun: what a ZeRO-3 engine holds and does, next to what plain transformers does.
 
 torchrun --nproc_per_node 2 tests/distributed/base_worker.py FOLDER
 """
@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from doge_ds.config import BaseConfig, load_config
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import Checkpoints, start_engine
-from doge_ds.training.launch import quieten_libraries, read_ranks, start_process_group
-from doge_ds.training.model import build_model, model_config
+from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, seed_everything, start_process_group
+from doge_ds.training.model import build_model, model_config, sequence_losses
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def mean_and_deviation(model: torch.nn.Module) -> dict[str, tuple[float, float]]:
@@ -23,6 +25,26 @@ def mean_and_deviation(model: torch.nn.Module) -> dict[str, tuple[float, float]]
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             found[name] = (float(parameter.mean()), float(parameter.std()))
+    return found
+
+
+def losses_of_a_few_steps(config: BaseConfig, ranks: Ranks, **training: object) -> list[float]:
+    """Of a fresh tied model whose every tensor is gathered for use and given back after it."""
+    settings = config.training.model_copy(update={"steps": 4, "warmup_steps": 0, "learning_rate": 0.01, **training})
+    ds_config = complete_deepspeed_config(config.deepspeed, settings, 3, 2, 1, ranks)
+    ds_config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
+    engine = start_engine(
+        build_model(model_config(config.model, 64, 0, 16), ds_config, settings, None), ds_config, settings
+    )
+    found = []
+    for step in range(settings.steps):
+        seed_everything(step, ranks.rank)  # of dropout, and of the tokens
+        tokens = torch.randint(64, (2, 16))
+        loss = sequence_losses(engine, tokens).mean()
+        engine.backward(loss)
+        engine.step()
+        found.append(float(loss))
+    engine.destroy()
     return found
 
 
@@ -35,11 +57,11 @@ def main() -> None:
     # Wider than the run's model: the deviation of a small tensor says little.
     wide = model_config({**config.model, "n_embd": 128}, 64, 0, 16)
     ds_config = complete_deepspeed_config(config.deepspeed, config.training, 3, 2, 2, ranks)
-    results: dict = {"zero3": mean_and_deviation(build_model(wide, ds_config, seed=1))}
+    results: dict = {"zero3": mean_and_deviation(build_model(wide, ds_config, config.training, None))}
     torch.manual_seed(2)
     results["plain"] = mean_and_deviation(AutoModelForCausalLM.from_config(wide))
 
-    model = build_model(model_config(config.model, 64, 0, 16), ds_config, seed=1)
+    model = build_model(model_config(config.model, 64, 0, 16), ds_config, config.training, None)
     engine = start_engine(model, ds_config, config.training)
     state = Checkpoints(folder / "base_undisturbed" / "checkpoints", config.training).load(engine)
     assert state is not None
@@ -50,6 +72,14 @@ def main() -> None:
         results["engine"] = engine(input_ids=tokens).logits.float()
         saved = AutoModelForCausalLM.from_pretrained(folder / "base_undisturbed" / "hf").eval()
         results["hugging_face"] = saved(input_ids=tokens).logits.float()
+    offload = load_config(BaseConfig, folder / "base.json", [f"deepspeed={ROOT / 'ds_configs/zero3_offload_cpu.json'}"])
+    results["plain_losses"] = losses_of_a_few_steps(config, ranks)
+    results["checkpointed_losses"] = losses_of_a_few_steps(config, ranks, gradient_checkpointing=True)
+    results["offloaded_losses"] = losses_of_a_few_steps(offload, ranks)
+    pretrained = str(folder / "base_undisturbed" / "hf")
+    started = build_model(model_config({"pretrained": pretrained}, 64, 0, 16), ds_config, config.training, pretrained)
+    results["started_from"] = mean_and_deviation(started)
+    results["is_partitioned"] = [parameter.numel() == 0 for parameter in started.parameters()]
     if ranks.rank == 0:
         torch.save(results, folder / "base_worker.pt")
     torch.distributed.destroy_process_group()

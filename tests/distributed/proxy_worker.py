@@ -29,7 +29,8 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
         "sequences_per_domain", training.sequences_per_domain, training.micro_batch_size, ranks.world_size
     )
     config = complete_deepspeed_config(scenario["deepspeed"], training, 2, size, 1, ranks)
-    model = build_model(model_config(scenario["model"], scenario["vocabulary"], 0, scenario["length"]), config, seed=5)
+    shape = model_config(scenario["model"], scenario["vocabulary"], 0, scenario["length"])
+    model = build_model(shape, config, training, pretrained=None)
     freeze(model, scenario.get("frozen", ""))
     if ranks.rank == 0:
         torch.save(model.state_dict(), folder / f"{scenario['name']}.initial.pt")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
 from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, torchrun
@@ -59,9 +60,8 @@ def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> Non
 def metrics_of(run: Path) -> list[dict]:
     """All lines, without the times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_second")} for line in lines
-    ]
+    timed = ("seconds", "tokens_per_second", "tokens_per_second_per_device", "tflops_per_device")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
 
 @pytest.mark.parametrize("stage", PROGRAMS)
@@ -100,6 +100,19 @@ def count_equal_tensors(one: object, other: object) -> int:
     return 0
 
 
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_tensorboard_has_every_scalar_once_a_step_after_a_stop_and_a_kill(folder: Path, stage: str) -> None:
+    events = EventAccumulator(str(folder / f"{stage}_disturbed/tensorboard"), {"scalars": 0}).Reload()
+    lines = [json.loads(line) for line in (folder / f"{stage}_disturbed/metrics.jsonl").read_text().splitlines()]
+    names = {name for line in lines for name, value in line.items() if isinstance(value, bool | int | float)}
+    assert set(events.Tags()["scalars"]) == names - {"step"}
+    for name in names - {"step"}:
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [
+            (line["step"], pytest.approx(float(line[name]), rel=1e-6)) for line in lines if name in line
+        ], name
+
+
 def test_mixture_is_the_mean_of_the_logged_weights(folder: Path) -> None:
     mixtures = [
         json.loads((folder / f"proxy_{kind}/mixture.json").read_text()) for kind in ("undisturbed", "disturbed")
@@ -132,9 +145,18 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(folder: Path) -> No
     assert (folder / "proxy_disturbed/metrics.jsonl").read_bytes() == before
 
 
-def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_transformers_does(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def engines(folder: Path) -> dict:
+    """What base_worker.py found."""
     torchrun(2, "base_worker.py", str(folder))
-    results = torch.load(folder / "base_worker.pt", weights_only=True)
+    found: dict = torch.load(folder / "base_worker.pt", weights_only=True)
+    return found
+
+
+def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_transformers_does(
+    folder: Path, engines: dict
+) -> None:
+    results = engines
     torch.testing.assert_close(results["hugging_face"], results["engine"], rtol=1e-5, atol=1e-5)
     assert results["engine"].std() > 0.05
     assert len(results["plain"]) == len(results["zero3"]) > 20
@@ -144,6 +166,59 @@ def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_tra
         assert mean3 == pytest.approx(mean, abs=0.2 * deviation + 1e-8), name
     saved = load_file(folder / "base_undisturbed/hf/model.safetensors")
     assert saved["transformer.wte.weight"].shape == (64, 24)
+
+
+def test_any_checkpoint_can_be_exported_in_bf16_with_a_card_that_says_what_it_saw(folder: Path) -> None:
+    command = [sys.executable, "-m", "doge_ds.cli", "export", str(folder / "base_disturbed"), "--dtype", "bfloat16"]
+    command += ["--step", "36", "--output", str(folder / "halfway")]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"written: {folder / 'halfway'}\n"
+    halfway, final = (
+        load_file(path / "model.safetensors") for path in (folder / "halfway", folder / "base_disturbed/hf")
+    )
+    assert {tensor.dtype for tensor in halfway.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in final.values()} == {torch.float32}
+    assert json.loads((folder / "halfway/config.json").read_text())["dtype"] == "bfloat16"
+    name = "transformer.h.0.mlp.c_fc.weight"
+    difference = (halfway[name].float() - final[name]).abs().max()
+    assert 1e-5 < difference < 0.05  # four steps of training lie between them
+    for path, step, dtype in (("halfway", 36, "bfloat16"), ("base_disturbed/hf", 40, "float32")):
+        card = (folder / path / "README.md").read_text()
+        samples = step * 8
+        assert f"saved in {dtype}; pretrained from scratch" in card
+        assert f"{samples * 16:,} tokens: {step} steps of 8 sequences of 16 tokens" in card
+        seen = re.findall(r"^\| (\w) \| 0\.(\d+) \| ([\d,]+) \|$", card, re.MULTILINE)
+        assert [(domain, weight) for domain, weight, _ in seen] == [("b", "7000"), ("a", "2000"), ("c", "1000")]
+        counts = [int(count.replace(",", "")) / 16 for _, _, count in seen]
+        assert sum(counts) == samples
+        assert counts == pytest.approx([0.7 * samples, 0.2 * samples, 0.1 * samples], abs=1)
+        facts = json.loads((folder / "base_disturbed/run.json").read_text())
+        assert facts["store"] in card
+        assert facts["tokenizer_sha256"] in card
+        embedded = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", card, re.DOTALL)]
+        assert embedded == [
+            json.loads((folder / "base_disturbed/config.json").read_text()),
+            {"version": 1, "domains": {"a": 0.2, "b": 0.7, "c": 0.1}},
+        ]
+
+
+def test_gradient_checkpointing_changes_nothing_under_zero3_with_tied_weights_and_dropout(engines: dict) -> None:
+    assert engines["checkpointed_losses"] == engines["plain_losses"]
+    assert len(set(engines["plain_losses"])) == 4
+
+
+def test_parameters_and_optimizer_kept_in_host_memory_change_nothing(engines: dict) -> None:
+    assert engines["offloaded_losses"] == pytest.approx(engines["plain_losses"], rel=1e-6)
+
+
+def test_a_run_can_start_from_a_hugging_face_folder_under_zero3(folder: Path, engines: dict) -> None:
+    saved = load_file(folder / "base_undisturbed/hf/model.safetensors")
+    assert len(engines["started_from"]) == len(saved)  # the output layer is tied
+    for name, (mean, deviation) in engines["started_from"].items():
+        assert mean == pytest.approx(float(saved[name].mean()), rel=1e-5, abs=1e-7)
+        assert deviation == pytest.approx(float(saved[name].std()), rel=1e-5)
+    assert all(engines["is_partitioned"])
 
 
 def test_the_exported_folder_has_its_tokenizer_and_is_measured_on_all_domains(folder: Path) -> None:

@@ -21,21 +21,26 @@ def complete(config: dict, stage: int = 2) -> dict:
 def test_the_run_configurations_numbers_are_written_and_the_rest_is_kept() -> None:
     given = {
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 7},
-        "optimizer": {"type": "AdamW", "params": {"betas": [0.8, 0.9], "lr": "auto"}},
+        "optimizer": {"type": "AdamW", "params": {"torch_adam": True, "betas": [0.8, 0.9], "lr": "auto"}},
         "bf16": {"enabled": True},
         "gradient_clipping": "auto",
+        "tensorboard": {"enabled": True},  # our own part opens it
     }
     completed = complete(given)
     assert completed == {
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 7},
-        "optimizer": {"type": "AdamW", "params": {"betas": [0.8, 0.9], "lr": 0.01, "weight_decay": 0.1}},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"torch_adam": True, "betas": [0.8, 0.9], "lr": 0.01, "weight_decay": 0.1},
+        },
         "bf16": {"enabled": True},
         "gradient_clipping": 0.5,
         "train_batch_size": 24,
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 2,
     }
-    assert given["optimizer"]["params"] == {"betas": [0.8, 0.9], "lr": "auto"}
+    assert given["optimizer"]["params"] == {"torch_adam": True, "betas": [0.8, 0.9], "lr": "auto"}
+    assert given["tensorboard"] == {"enabled": True}
 
 
 ZERO2 = {"zero_optimization": {"stage": 2}}
@@ -54,6 +59,12 @@ ZERO2 = {"zero_optimization": {"stage": 2}}
         (
             {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": 0.1}}},
             "deepspeed.optimizer.params.lr: says 0.1 where the run configuration gives 0.01",
+        ),
+        ({**ZERO2, "wandb": True}, "deepspeed: wandb: True is no object"),
+        (
+            {**ZERO2, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}},
+            "deepspeed.optimizer: is DeepSpeed's own Adam, which is for GPUs, and DeepSpeed finds none here; "
+            "use ds_configs/zero2_cpu.json",
         ),
     ],
 )

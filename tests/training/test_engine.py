@@ -1,12 +1,20 @@
-"""Checkpoints: which one is the latest, and what is said where it is not there."""
+"""Checkpoints: which one is the latest, and what is said where it is not there. torch.compile under the hook."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from doge_ds.config import BaseTrainingConfig
+from doge_ds.config import BaseTrainingConfig, ProxyTrainingConfig
 from doge_ds.errors import RunError
-from doge_ds.training.engine import Checkpoints
+from doge_ds.training.deepspeed_config import complete_deepspeed_config
+from doge_ds.training.domain_gradients import DomainGradients
+from doge_ds.training.engine import Checkpoints, start_engine
+from doge_ds.training.launch import Ranks
+from doge_ds.training.model import build_model, model_config
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TRAINING = BaseTrainingConfig(steps=25, global_batch_size=4, learning_rate=0.1, checkpoint_every=10)
 
@@ -27,3 +35,35 @@ def test_a_pointer_to_nothing_is_refused_with_the_remedy_and_nothing_is_deleted(
 def test_checkpoints_are_due_every_ten_steps_and_after_the_last() -> None:
     checkpoints = Checkpoints(Path("unused"), TRAINING)
     assert [step + 1 for step in range(25) if checkpoints.is_due(step)] == [10, 20, 25]
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_compiled_model_has_the_same_domain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the backend aot_eager, which traces forward and backward as inductor does but compiles no C++ (a minute)."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("deepspeed.DeepSpeedEngine.compile.__defaults__", ("aot_eager", {}, None, False))
+    ds_config = json.loads((ROOT / "ds_configs/zero2_cpu.json").read_text())
+    shape = model_config({"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2}, 50, 3, 12)
+    generator = torch.Generator().manual_seed(2)
+    tokens = {name: torch.randint(50, (4, 12), generator=generator) for name in "ab"}
+    grams = {}
+    torch._dynamo.utils.counters.clear()
+    for is_compiled in (False, True):
+        training = ProxyTrainingConfig(
+            steps=2, sequences_per_domain=4, micro_batch_size=2, learning_rate=0.01, compile=is_compiled
+        )
+        config = complete_deepspeed_config(ds_config, training, 2, 2, 1, Ranks(rank=0, world_size=1, local_rank=0))
+        engine = start_engine(build_model(shape, config, training, None), config, training)
+        gradients = DomainGradients(engine, list(tokens), 2, seed=0)
+        grams[is_compiled] = []
+        for step in range(2):
+            for name, sequences in tokens.items():
+                gradients.collect(step, name, sequences.split(2))
+            grams[is_compiled].append(gradients.reduce(stop=False).gram)
+            gradients.apply(torch.tensor([0.7, 0.3], dtype=torch.float64))
+            engine.step()
+        assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) is is_compiled
+        engine.destroy()
+    for plain, compiled in zip(grams[False], grams[True], strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(grams[True][0], grams[True][1])

@@ -7,7 +7,9 @@ import pytest
 
 from doge_ds.config import ProxyConfig
 from doge_ds.errors import RunError
+from doge_ds.training.monitor import monitor_settings
 from doge_ds.training.run import Run, RunDirectory, config_hash
+from doge_ds.training.throughput import Throughput
 
 
 def config(**training: object) -> ProxyConfig:
@@ -23,6 +25,11 @@ def config(**training: object) -> ProxyConfig:
 
 def look(path: Path, resume: str = "auto", facts: dict | None = None, **training: object) -> RunDirectory:
     return RunDirectory(path, config(**training), facts or {"ranks": 2, "store": "abc"}, "mixture.json", resume)
+
+
+def start(directory: RunDirectory, first_step: int, is_speaker: bool = True) -> Run:
+    monitors = monitor_settings({}, directory.path)
+    return Run(directory, first_step, config().training, monitors, Throughput(), is_speaker)
 
 
 def test_an_unfinished_run_may_go_on_with_keys_that_touch_nothing_changed(tmp_path: Path) -> None:
@@ -80,17 +87,18 @@ def test_a_run_killed_while_its_directory_was_made_starts_again(tmp_path: Path) 
         look(tmp_path / "run")
 
 
+@pytest.mark.usefixtures("process_group")
 def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_path: Path) -> None:
     directory = look(tmp_path / "run")
     directory.create()
-    run = Run(directory, 0, config().training, is_speaker=True)
+    run = start(directory, 0)
     for step in run.steps():
         run.log(step, tokens=5, values={"loss": float(step), "score/a": float("nan")}, shown="")
     file = tmp_path / "run/metrics.jsonl"
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [3, 6, 9, 10]
     with file.open("a") as stream:
         stream.write('{"step": 12, "lo')
-    resumed = Run(directory, 7, config().training, is_speaker=True)
+    resumed = start(directory, 7)
     assert list(resumed.steps()) == [7, 8, 9]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
@@ -98,10 +106,11 @@ def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_
     assert lines[0]["score/a"] is None
 
 
+@pytest.mark.usefixtures("process_group")
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
     directory = look(tmp_path / "run")
     directory.create()
-    run = Run(directory, 0, config().training, is_speaker=False)
+    run = start(directory, 0, is_speaker=False)
     for step in run.steps():
         run.log(step, tokens=5, values={"loss": 1.0}, shown="")
     assert not (tmp_path / "run/metrics.jsonl").exists()
@@ -110,3 +119,49 @@ def test_only_rank_zero_writes(tmp_path: Path) -> None:
 def test_config_hash_changes_with_any_key() -> None:
     assert config_hash(config()) == config_hash(config())
     assert config_hash(config()) != config_hash(config(seed=1))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_in_a_log_file_the_progress_line_is_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    throughput = Throughput(devices=2, flops_per_token=1e9, peak_tflops=1.0)
+    run = Run(directory, 0, config().training, monitor_settings({}, directory.path), throughput, is_speaker=True)
+    for step in run.steps():
+        run.log(step, tokens=5, values={"loss": 2.5}, shown=", a 0.25")
+    printed = capsys.readouterr().err
+    assert "\r" not in printed
+    (line,) = printed.splitlines()  # the last step; before it too little time passes
+    assert "10/10 [" in line
+    assert "loss 2.500, " in line
+    assert line.endswith(", a 0.25]")
+    for unit in (" tokens/s, ", " a device, ", " TFLOP/s, MFU "):
+        assert unit in line
+    monkeypatch.setattr("doge_ds.training.run.SECONDS_BETWEEN_LINES", 0.0)
+    again = start(directory, 8)
+    for step in again.steps():
+        again.log(step, tokens=5, values={"loss": 2.5}, shown="")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "continues after step 8 of 10"
+    assert [line.split("| ")[1][:5].strip() for line in lines[1:]] == ["9/10", "10/10"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"peak_tflops": 100.0}, {"gradient_checkpointing": True}], ids=lambda change: next(iter(change))
+)
+def test_what_changes_no_number_may_change(tmp_path: Path, change: dict) -> None:
+    look(tmp_path / "run").create()
+    assert not look(tmp_path / "run", **change).is_finished
+
+
+def test_monitors_may_change_and_the_rest_of_the_deepspeed_configuration_may_not(tmp_path: Path) -> None:
+    def look_with(deepspeed: dict) -> RunDirectory:
+        changed = config().model_copy(update={"deepspeed": deepspeed})
+        return RunDirectory(tmp_path / "run", changed, {"ranks": 2}, "mixture.json", "auto")
+
+    look_with({"bf16": {"enabled": True}}).create()
+    look_with({"bf16": {"enabled": True}, "csv_monitor": {"enabled": True}, "tensorboard": {"enabled": False}})
+    with pytest.raises(RunError, match=r"config\.deepspeed\.bf16.enabled is True there and False here"):
+        look_with({"bf16": {"enabled": False}})

@@ -1,0 +1,124 @@
+"""A base run's checkpoint as a Hugging Face folder: what every base run ends with, and `doge-ds export` on demand."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from doge_ds.config import BaseConfig, load_config
+from doge_ds.data.order import MixtureOrder, Segment
+from doge_ds.data.tokens import TokenStore
+from doge_ds.errors import ConfigError, RunError, StoreError
+
+_EXAMPLES = """examples:
+  doge-ds export runs/base --output hf_bf16 --dtype bfloat16
+  doge-ds export runs/base --output halfway --step 5000 --data /new/place/of/the/store
+
+The folder has safetensors, config.json, the tokenizer of the token store, and README.md with the mixture, the tokens
+seen and how to train it again. Works on a run that is still under way, on a machine without GPUs."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `doge-ds export`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of train_base.py")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="precision of the weights (default: the run's export_dtype)"
+    )
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
+    parser.add_argument("--data", type=Path, metavar="STORE", help="the token store, if it is no longer where it was")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`doge-ds export`: write the folder and say where it is."""
+    if arguments.output.exists():
+        raise ConfigError(f"--output {arguments.output}", "exists, and is not touched", "name another folder")
+    if not arguments.output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {arguments.output}", "would stand in a folder that is not there", "make it first")
+    export_run(arguments.run, arguments.output, arguments.dtype, arguments.step, arguments.data)
+    print(f"written: {arguments.output}")
+    return 0
+
+
+def export_run(
+    run: Path, output: Path, dtype: str | None = None, step: int | None = None, data: Path | None = None
+) -> None:
+    """Write one checkpoint of a base run as a Hugging Face folder, in one piece or not at all.
+
+    Args:
+        run: run directory.
+        output: the new folder; replaced where it exists.
+        dtype: "float32" or "bfloat16"; None for the run's own.
+        step: of the checkpoint; None for the latest.
+        data: the token store, where it is not the one that the run names.
+
+    Raises:
+        RunError: no base run, or no such checkpoint.
+        StoreError: not the store that the run was trained on.
+    """
+    config, facts = _read_run(run)
+    store = TokenStore(data or config.data.path)
+    if store.fingerprint() != facts["store"]:
+        problem = f"is not the store {facts['store']} that {run} was trained on"
+        raise StoreError(str(store.path), problem, "give that one with --data")
+    checkpoint = _choose_checkpoint(run / "checkpoints", step)
+
+    import torch
+
+    from doge_ds.training.hugging_face import export_checkpoint
+    from doge_ds.training.launch import quieten_libraries
+    from doge_ds.training.model import model_config, parameter_count
+    from doge_ds.training.model_card import model_card
+
+    quieten_libraries()
+    tokenizer, length = store.manifest.tokenizer, config.data.sequence_length
+    model = model_config(config.model, tokenizer.vocabulary_size, tokenizer.end_of_text_id, length)
+    done = int(checkpoint.name.removeprefix("step"))
+    dtype = dtype or config.training.export_dtype
+    counts = base_order(store, config, facts["mixture"]).counts(done * config.training.global_batch_size)
+    card = model_card(
+        run.absolute().name,
+        config.model_dump(mode="json"),
+        facts,
+        parameter_count(model),
+        done,
+        {name: count * length for name, count in counts.items()},
+        dtype,
+    )
+    keys = {"doge_ds_sequence_length": length, "doge_ds_tokenizer_sha256": tokenizer.sha256}
+    export_checkpoint(checkpoint, model, keys, store.tokenizer_folder, card, output, getattr(torch, dtype))
+
+
+def base_order(store: TokenStore, config: BaseConfig, mixture: Mapping[str, float]) -> MixtureOrder:
+    """The order of samples of a base run: which domain and sequence comes n-th."""
+    counts = {name: store.sequence_count(name, config.data.sequence_length) for name in mixture}
+    return MixtureOrder(counts, [Segment(start_sample=0, weights=mixture)], config.training.seed)
+
+
+def _read_run(run: Path) -> tuple[BaseConfig, dict[str, Any]]:
+    """Its resolved configuration and its facts."""
+    if not (run / "run.json").is_file():
+        raise RunError(str(run), "is no run directory: it has no run.json", "name one that train_base.py made")
+    try:
+        facts: dict[str, Any] = json.loads((run / "run.json").read_text())
+    except ValueError:
+        raise RunError(f"{run}/run.json", "is damaged", "restore it from a copy") from None
+    if facts.get("program") != "train_base":
+        raise RunError(str(run), f"is a run of {facts.get('program')}", "name one that train_base.py made")
+    return load_config(BaseConfig, run / "config.json"), facts
+
+
+def _choose_checkpoint(folder: Path, step: int | None) -> Path:
+    """The folder of the latest checkpoint, or of that step's."""
+    pointer = folder / "latest"
+    latest = pointer.read_text().strip() if pointer.is_file() else ""
+    # A later folder than the latest one was begun and never finished.
+    whole = sorted(path.name for path in folder.glob("step*") if path.name <= latest)
+    chosen = latest if step is None else f"step{step:08d}"
+    if chosen not in whole:
+        steps = ", ".join(str(int(name.removeprefix("step"))) for name in whole) or "none"
+        problem = f"has no checkpoint of step {step}" if step is not None else "has no checkpoint"
+        raise RunError(str(folder), problem, f"the steps there are: {steps}")
+    return folder / chosen

@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["doge_ds", "doge_ds.*"]),
+    package_data={"doge_ds.reporting": ["page.html", "style.css"]},
     python_requires=">=3.11",
     # Ranges; constraints.txt has the versions that are tested together. torch without a local version: whichever build
     # (CUDA, ROCm, CPU) is installed already satisfies it.
@@ -21,6 +22,8 @@ setup(
         "transformers>=5.0,<6",
         "accelerate>=1.0",  # transformers asks for it wherever it meets a DeepSpeed configuration
         "datasets>=4.0",
+        "pyarrow>=18",
+        "zstandard>=0.22",
         "sentencepiece>=0.2",
         "tensorboard>=2.16",
         "lm-eval>=0.4.9",
@@ -29,6 +32,9 @@ setup(
         "pydantic>=2.7",
         "safetensors>=0.4",
         "tqdm>=4.66",
+        "matplotlib>=3.8",  # the report: charts, page, order of the heat map
+        "jinja2>=3.1",
+        "scipy>=1.11",
     ],
     extras_require={"development": ["pytest", "hypothesis", "ruff", "mypy", "types-tqdm"]},
     entry_points={"console_scripts": ["doge-ds=doge_ds.cli:main"]},

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from doge_ds.data.environment import environment_documents
-from doge_ds.data.sources import HeldOut, Survey, TextFiles, content_hash, held_out_rule
+from doge_ds.data.sources import HeldOut, Inputs, Survey, TextFiles, content_hash, held_out_rule, read_inputs
 from doge_ds.data.tokenizer import (
     Encoder,
     EncoderPool,
@@ -45,20 +45,21 @@ from doge_ds.data.tokens import (
 )
 from doge_ds.errors import ConfigError, StoreError
 
-Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]
-
 # Bytes of text that a tokenizer is trained on, drawn evenly from the domains: so many for each token, and at most.
 SAMPLE_BYTES_A_TOKEN, SAMPLE_BYTES = 800, 20_000_000
 
 _EXAMPLES = """examples:
   doge-ds prepare --input books=books/ code=code.jsonl.gz notes=notes/ --output store --tokenizer gpt2
-  doge-ds prepare --input wiki=part1.jsonl wiki=part2.jsonl news=news/ --output store --train_tokenizer 32000
+  doge-ds prepare --input wiki=part1.parquet wiki=part2.parquet news=news/ --output store --train_tokenizer 32000
+  doge-ds prepare --input web=web.jsonl.zst chat=saved_dataset/ --output store --tokenizer gpt2 --text_field meta.text
   doge-ds prepare --input environment --output runs/demo/store --train_tokenizer 6000
 
-A .txt file is one document; in .jsonl and .jsonl.gz every line is one. Folders are read recursively. `environment`
-stands for six domains made from what this Python installation has on disk, without a download. A tokenizer is trained
-(sentencepiece, unigram, lossless) on 800 bytes of text for each of its tokens, at most 20 MB, drawn evenly from the
-domains. Which documents are held out depends on their content alone. An existing STORE is never touched."""
+A path is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file (one a line or row), a folder of
+such files, read recursively, or a dataset's folder made by Hugging Face's save_to_disk: of several splits the one named
+train is read, and PATH/SPLIT names another. `environment` stands for six domains made from what this Python
+installation has on disk, without a download. A tokenizer is trained (sentencepiece, unigram, lossless) on 800 bytes of
+text for each of its tokens, at most 20 MB, drawn evenly from the domains. Which documents are held out depends on their
+content alone. An existing STORE is never touched."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,13 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "--input", nargs="+", action="extend", required=True, metavar="DOMAIN=PATH",
-        help="a domain and a .jsonl, .jsonl.gz or .txt file, or a folder of them; or the one word environment",
+        help="a domain and a file or folder of text (see below); or the one word environment",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="STORE", help="the folder to make")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--tokenizer", metavar="NAME_OR_FOLDER", help="a Hugging Face tokenizer")
     which.add_argument("--train_tokenizer", type=int, metavar="VOCABULARY", help="train one of that many tokens")
-    parser.add_argument("--text_field", default="text", help="where a JSON line has its text (default: text)")
+    parser.add_argument(
+        "--text_field", default="text", help="field or column of the text; a.b: b inside a (default: text)"
+    )
     parser.add_argument(
         "--valid_fraction", type=float, default=0.05, help="share of the documents that is held out (default: 0.05)"
     )
@@ -82,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """`doge-ds prepare`: build the store and print what is in it."""
     store = prepare(
-        _read_inputs(arguments.input),
+        read_inputs(arguments.input),
         arguments.output,
         tokenizer=arguments.tokenizer,
         train_tokenizer=arguments.train_tokenizer,
@@ -92,20 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(store_table(store))
     return 0
-
-
-def _read_inputs(items: Sequence[str]) -> Inputs:
-    if items == ["environment"]:
-        return "environment"
-    inputs: dict[str, list[str | Path]] = {}
-    for item in items:
-        name, separator, path = item.partition("=")
-        if not (separator and path):
-            raise ConfigError(
-                "--input", f"{item!r} names no domain and path", "write DOMAIN=PATH, or environment alone"
-            )
-        inputs.setdefault(name, []).append(path)
-    return inputs
 
 
 def prepare(
@@ -121,7 +110,7 @@ def prepare(
     """Build a token store; progress goes to stderr.
 
     Args:
-        inputs: files and folders of each domain, or "environment".
+        inputs: files, folders and saved datasets of each domain, or "environment".
         output: the store's folder, which must not exist.
         tokenizer, train_tokenizer: a name or folder, or the vocabulary size of one to train: one of the two.
         valid_fraction: share of the documents that is held out, between 0 and 1.

@@ -1,50 +1,92 @@
-"""Documents: read from files and folders, surveyed, and parted into train and held-out ones.
+"""Documents: of files, folders and saved datasets, surveyed, and parted into train and held-out ones."""
 
-Whatever cannot be read is named by file and line.
-"""
-
-import gzip
 import hashlib
 import heapq
-import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from doge_ds.errors import StoreError
+from doge_ds.data.readers import (
+    EXPECTED,
+    is_readable,
+    is_saved_dataset,
+    look_alike,
+    open_saved_dataset,
+    read_file,
+    read_saved_dataset,
+    type_of,
+    unreadable,
+)
+from doge_ds.errors import ConfigError, StoreError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
+Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]
+
 # Characters. Of a longer document only the beginning is drawn for a sample, lest one book make up the whole of it.
 _LONGEST_DRAWN = 1 << 20
-_EXPECTED = "give .jsonl, .jsonl.gz or .txt files, or folders of them"
+
+
+def read_inputs(items: Sequence[str]) -> Inputs:
+    """What stands after --input: DOMAIN=PATH, a domain as often as it has paths, or environment alone.
+
+    Raises:
+        ConfigError: an item is neither.
+    """
+    if items == ["environment"]:
+        return "environment"
+    inputs: dict[str, list[str | Path]] = {}
+    for item in items:
+        name, separator, path = item.partition("=")
+        if not (separator and path):
+            raise ConfigError(
+                "--input", f"{item!r} names no domain and path", "write DOMAIN=PATH, or environment alone"
+            )
+        inputs.setdefault(name, []).append(path)
+    return inputs
 
 
 @dataclass
 class Skipped:
-    """What a reader passed over: files of other types in folders, and documents without a letter."""
+    """What was passed over: files of other types in folders, splits of datasets, and documents without a letter."""
 
-    files: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    splits: list[Path] = field(default_factory=list)
     empty_documents: int = 0
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.files.clear()
+        self.splits.clear()
+        self.empty_documents = 0
 
     def notes(self) -> list[str]:
         """A line on each sort of thing that was skipped."""
-        files = f"skipped {len(self.files)} files of other types, such as {self.files[0]}" if self.files else ""
+        splits = f"read the split train, skipped {', '.join(map(str, self.splits))}" if self.splits else ""
         empty = f"skipped {self.empty_documents} empty documents" if self.empty_documents else ""
-        return [note for note in (files, empty) if note]
+        files = ""
+        if self.files:
+            example, remedy = _example(self.files)
+            files = f"skipped {len(self.files)} files of other types, such as {example}"
+            files += f" ({remedy})" if remedy else ""
+        return [note for note in (files, splits, empty) if note]
+
+
+def _example(files: Sequence[Path]) -> tuple[Path, str | None]:
+    """One of the files, which something can be done about if that is true of any, and what."""
+    remedies = ((file, remedy) for file in files if (remedy := look_alike(file)))
+    return next(remedies, (files[0], None))
 
 
 @dataclass(frozen=True)
 class TextFiles:
     """The documents of one domain, in the order of the paths given and, inside a folder, of relative paths.
 
-    A `.txt` file is one document; in `.jsonl` and `.jsonl.gz` every line is one, its text in `text_field`. Iterating
-    reads the files; it can be done again.
+    A path is a file that `read_file` reads, a folder of them, or a dataset's folder made by `save_to_disk`. Iterating
+    reads them; it can be done again.
 
     Raises (while iterating):
-        StoreError: a path is missing or of another type, a file cannot be read or has no documents, or a line is no
-            JSON object with a text.
+        StoreError: a path is missing or of another type, cannot be read or has no documents, or a line or row has no
+            text.
     """
 
     paths: Sequence[Path]
@@ -52,27 +94,34 @@ class TextFiles:
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __iter__(self) -> Iterator[str]:
-        self.skipped.files.clear()
-        self.skipped.empty_documents = 0
+        self.skipped.clear()
         for path in self.paths:
-            found = False
-            for file in self._files(path):
-                for text in self._texts(file):
-                    if not text.strip():
-                        self.skipped.empty_documents += 1
-                        continue
-                    found = True
-                    yield text
+            found, skipped_before = False, len(self.skipped.files)
+            for text in self._texts(path):
+                if not text.strip():
+                    self.skipped.empty_documents += 1
+                    continue
+                found = True
+                yield text
             if not found:
-                raise StoreError(str(path), "holds no documents", "give text, or leave it out")
+                raise _no_documents(path, self.skipped.files[skipped_before:])
+
+    def _texts(self, path: Path) -> Iterator[str]:
+        if is_saved_dataset(path):
+            dataset, passed_over = open_saved_dataset(path)
+            self.skipped.splits += [path / split for split in passed_over]
+            yield from read_saved_dataset(dataset, path, self.text_field)
+            return
+        for file in self._files(path):
+            yield from read_file(file, self.text_field)
 
     def _files(self, path: Path) -> Iterator[Path]:
         if path.is_dir():
             yield from self._files_of_folder(path)
         elif not path.exists():
-            raise StoreError(str(path), "does not exist", f"check the path; {_EXPECTED}")
-        elif not path.name.endswith(SUFFIXES):
-            raise StoreError(str(path), f"is of an unknown type ({path.suffix or 'no suffix'})", _EXPECTED)
+            raise StoreError(str(path), "does not exist", f"check the path; {EXPECTED}")
+        elif not is_readable(path):
+            raise StoreError(str(path), f"is of an unknown type ({type_of(path)})", look_alike(path) or EXPECTED)
         else:
             yield path
 
@@ -80,72 +129,20 @@ class TextFiles:
         try:
             inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         except OSError as error:
-            raise _unreadable(folder, error) from None
+            raise unreadable(folder, error) from None
         for name in sorted(inside):
-            if name.endswith(SUFFIXES):
+            if is_readable(inside[name]):
                 yield inside[name]
             else:
-                self.skipped.files.append(str(inside[name]))
-
-    def _texts(self, file: Path) -> Iterator[str]:
-        try:
-            if file.suffix == ".txt":
-                yield _decode(file.read_bytes(), str(file))
-                return
-            with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-                for number, line in enumerate(stream, start=1):
-                    if line.strip():
-                        yield self._text_of_line(line, f"{file}, line {number}")
-        except EOFError:
-            raise StoreError(str(file), "is cut short: its gzip stream has no end", "copy the file again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
-            raise StoreError(str(file), f"is no sound gzip file ({error})", "copy or compress the file again") from None
-        except OSError as error:
-            raise _unreadable(file, error) from None
-
-    def _text_of_line(self, line: bytes, where: str) -> str:
-        try:
-            record: Any = json.loads(_decode(line, where))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(where, f"is no JSON ({error})", "write one JSON object a line") from None
-        if not isinstance(record, dict):
-            raise StoreError(where, f"is {_kind(record)}, not a JSON object", 'write {"text": "..."}, one a line')
-        if self.text_field not in record:
-            fields = ", ".join(repr(name) for name in list(record)[:8]) or "none"
-            raise StoreError(where, f"has no field {self.text_field!r}, only {fields}", "name it with --text_field")
-        text = record[self.text_field]
-        if not isinstance(text, str):
-            raise StoreError(where, f"field {self.text_field!r} is {_kind(text)}, not a string", "write text there")
-        if not text.isascii():
-            _refuse_half_characters(text, where)
-        return text
+                self.skipped.files.append(inside[name])
 
 
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise StoreError(
-            where, f"is no UTF-8 (byte {error.start}: 0x{raw[error.start]:02x})", "convert it, for example with iconv"
-        ) from None
-
-
-def _refuse_half_characters(text: str, where: str) -> None:
-    r"""JSON can spell half of a surrogate pair, "\ud83d", which is no character and has no UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise StoreError(where, f"holds {half}, half of a surrogate pair", "write whole characters") from None
-
-
-def _unreadable(path: Path, error: OSError) -> StoreError:
-    return StoreError(str(path), f"cannot be read ({error.strerror or error})", "check the path and its rights")
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), "a string")
+def _no_documents(path: Path, skipped: Sequence[Path]) -> StoreError:
+    if not skipped:
+        return StoreError(str(path), "holds no documents", "give text, or leave it out")
+    example, remedy = _example(skipped)
+    problem = f"holds no documents, but {len(skipped)} files of other types, such as {example}"
+    return StoreError(str(path), problem, remedy or EXPECTED)
 
 
 def content_hash(text: str) -> int:

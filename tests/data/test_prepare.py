@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import zstandard
+from datasets import Dataset, DatasetDict
+from pyarrow import parquet
 
 from doge_ds import cli
 from doge_ds.data.prepare import prepare, store_table
-from doge_ds.data.sources import HeldOut, Survey, TextFiles, content_hash, held_out_rule
 from doge_ds.data.tokenizer import load_tokenizer
 from doge_ds.data.tokens import SPLITS, Split, TokenStore, file_sha256, folder_sha256
 from doge_ds.errors import ConfigError, StoreError
@@ -122,6 +125,36 @@ def test_the_number_of_workers_changes_no_byte(
     assert [file.name for file in tmp_path.iterdir()] == ["again"]
 
 
+def copies_of_notes(folder: Path) -> dict[str, Path]:
+    """The documents of notes once more, in every format."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS["notes"]).encode()
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "a.jsonl.zst").write_bytes(zstandard.compress(lines[:500]) + zstandard.compress(lines[500:]))
+    columns = pa.table({"text": DOCUMENTS["notes"], "other": [None] * len(DOCUMENTS["notes"])})
+    parquet.write_table(columns, folder / "a.parquet", row_group_size=7)
+    DatasetDict({"train": Dataset(columns), "test": Dataset(columns)}).save_to_disk(folder / "dataset")
+    (folder / "txt").mkdir()
+    for n, text in enumerate(DOCUMENTS["notes"]):
+        (folder / "txt" / f"{n:03}.txt").write_bytes(text.encode())
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_the_format_changes_no_byte(
+    store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw").mkdir()
+    copies = copies_of_notes(tmp_path / "raw")
+    assert set(copies) == {"a.jsonl.gz", "a.jsonl.zst", "a.parquet", "dataset", "txt"}
+    for name, path in copies.items():
+        again = prepare({**inputs, "notes": [path]}, tmp_path / f"{name}.store", train_tokenizer=500, workers=1)
+        assert again.fingerprint() == store.fingerprint(), name
+        found, expected = folder_bytes(again.path), folder_bytes(store.path)
+        assert {**found, "manifest.json": b""} == {**expected, "manifest.json": b""}, name  # it names the sources
+        splits = {"notes: read the split train, skipped": name == "dataset", "code: skipped 1 files": True}
+        shown = capfd.readouterr().err
+        assert {words: words in shown for words in splits} == splits, name
+
+
 def test_a_store_made_with_another_stores_tokenizer_has_the_same_tokens(
     store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path
 ) -> None:
@@ -151,81 +184,10 @@ def test_the_table_has_a_line_for_each_domain(store: TokenStore) -> None:
     assert lines[1].split()[1] == "90"
 
 
-# The held-out split.
+# Text that cannot be used.
 
 
-def surveyed(texts: list[str], threshold: int, sample_bytes: int = 0) -> Survey:
-    survey = Survey(threshold, sample_bytes)
-    for text in texts:
-        survey.add(text)
-    return survey
-
-
-def test_a_side_that_chance_left_empty_gets_one_document() -> None:
-    texts = [str(n) for n in range(20)]
-    hashes = sorted(map(content_hash, texts))
-    none_held = held_out_rule({"a": surveyed(texts, 0)}, 0)
-    assert [digest for digest in hashes if none_held.holds(digest)] == hashes[:1]
-    all_held = held_out_rule({"a": surveyed(texts, 2**64)}, 2**64)
-    assert [digest for digest in hashes if not all_held.holds(digest)] == hashes[-1:]
-
-
-def test_the_held_out_share_is_about_the_one_asked_for() -> None:
-    rule = HeldOut(round(0.05 * 2**64))
-    assert 400 < sum(rule.holds(content_hash(f"document {n}")) for n in range(10_000)) < 600
-
-
-def test_the_sample_does_not_depend_on_order_or_copies_and_has_no_held_out_document() -> None:
-    texts = [f"document {n} " + "x" * (n % 50) for n in range(500)]
-    threshold = 2**60
-    rule = held_out_rule({"a": surveyed(texts, threshold)}, threshold)
-    sample = surveyed(texts, threshold, 3000).sample(rule)
-    assert surveyed([*texts[::-1], *texts], threshold, 3000).sample(rule) == sample
-    assert not [text for text in sample if rule.holds(content_hash(text))]
-    assert 3000 <= sum(len(text.encode()) for text in sample) < 3000 + 70
-    assert sample == sorted(sample, key=content_hash)
-    everything = surveyed(texts, threshold, 10**9).sample(rule)
-    assert len(everything) == sum(not rule.holds(content_hash(text)) for text in texts)
-
-
-# Readers.
-
-
-def test_folders_are_read_by_relative_path_and_count_what_they_skip(inputs: dict[str, list[Path]]) -> None:
-    files = TextFiles(inputs["code"])
-    first = list(files)
-    assert first == [text for part in range(3) for text in DOCUMENTS["code"][part::3]]
-    assert list(files) == first, "it can be read twice"
-    assert [Path(name).name for name in files.skipped.files] == ["picture.png"]
-
-
-def test_empty_documents_are_skipped_and_counted(raw: Path) -> None:
-    files = TextFiles([raw / "books.jsonl"])
-    assert list(files) == DOCUMENTS["books"][:50]
-    assert files.skipped.notes() == ["skipped 2 empty documents"]
-
-
-def test_another_text_field(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"content": "one"}\n{"content": "two"}\n')
-    assert list(TextFiles([tmp_path / "a.jsonl"], "content")) == ["one", "two"]
-
-
-def line_file(name: str, line: bytes) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        file = folder / name
-        file.write_bytes(b'{"text": "a good line"}\n' + line + b"\n")
-        return file
-
-    return make
-
-
-def cut_gzip(folder: Path) -> Path:
-    file = folder / "cut.jsonl.gz"
-    file.write_bytes(gzip.compress(b'{"text": "x"}\n' * 5000)[:-20])
-    return file
-
-
-def plain(name: str, content: bytes) -> Callable[[Path], Path]:
+def lines(name: str, content: bytes) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         (folder / name).write_bytes(content)
         return folder / name
@@ -233,30 +195,25 @@ def plain(name: str, content: bytes) -> Callable[[Path], Path]:
     return make
 
 
-def empty_folder(folder: Path) -> Path:
-    (folder / "nothing").mkdir()
-    return folder / "nothing"
+def row_of_null(folder: Path) -> Path:
+    parquet.write_table(pa.table({"text": ["a good row", None]}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def splits_without_train(folder: Path) -> Path:
+    DatasetDict({"test": Dataset.from_dict({"text": ["x"]})}).save_to_disk(folder / "saved")
+    return folder / "saved"
 
 
 BAD = {
     "missing": (lambda folder: folder / "gone.jsonl", "gone.jsonl: does not exist"),
-    "empty folder": (empty_folder, "nothing: holds no documents"),
-    "folder of other types": (lambda folder: plain("a.png", b"x")(folder).parent, "holds no documents"),
-    "empty file": (plain("a.jsonl", b"\n"), "a.jsonl: holds no documents"),
-    "empty text": (plain("a.txt", b" \n"), "a.txt: holds no documents"),
-    "unknown suffix": (plain("a.csv", b"x"), "a.csv: is of an unknown type (.csv)"),
-    "bad JSON": (line_file("a.jsonl", b'{"text": "cut'), "a.jsonl, line 2: is no JSON"),
-    "no object": (line_file("a.jsonl", b'["text"]'), "a.jsonl, line 2: is a list, not a JSON object"),
-    "no field": (line_file("a.jsonl", b'{"body": "x"}'), "a.jsonl, line 2: has no field 'text', only 'body'"),
-    "null field": (line_file("a.jsonl", b'{"text": null}'), "a.jsonl, line 2: field 'text' is null, not a string"),
-    "number": (line_file("a.jsonl", b'{"text": 5}'), "a.jsonl, line 2: field 'text' is a number"),
-    "half a pair": (line_file("a.jsonl", b'{"text": "\\ud83d"}'), r"a.jsonl, line 2: holds \ud83d, half of"),
-    "no UTF-8 in a line": (line_file("a.jsonl", b'{"text": "\xe9"}'), "a.jsonl, line 2: is no UTF-8 (byte 10: 0xe9)"),
-    "no UTF-8 in text": (plain("a.txt", b"caf\xe9"), "a.txt: is no UTF-8 (byte 3: 0xe9)"),
-    "cut gzip": (cut_gzip, "cut.jsonl.gz: is cut short"),
-    "no gzip": (plain("a.jsonl.gz", b'{"text": "x"}\n'), "a.jsonl.gz: is no sound gzip file"),
-    "one document": (plain("a.txt", b"only one"), "domain d: has only one document"),
-    "copies": (plain("a.jsonl", b'{"text": "x"}\n' * 3), "domain d: has only 3 copies of one document"),
+    "unknown type": (lines("a.json.zst", b"x"), "a.json.zst: is of an unknown type (.json.zst); if every line"),
+    "bad JSON": (lines("a.jsonl", b'{"text": "x"}\n{"text": "cut'), "a.jsonl, line 2: is no JSON"),
+    "null in a row": (row_of_null, "a.parquet, row 2: field 'text' is null, not a string"),
+    "no split train": (splits_without_train, "saved: has no split 'train', only test"),
+    "no zstd": (lines("a.jsonl.zst", b'{"text": "x"}\n'), "a.jsonl.zst: is no sound zstd file"),
+    "one document": (lines("a.txt", b"only one"), "domain d: has only one document"),
+    "copies": (lines("a.jsonl", b'{"text": "x"}\n' * 3), "domain d: has only 3 copies of one document"),
 }
 
 
@@ -274,12 +231,6 @@ def test_bad_text_is_one_line_and_exit_2(
     assert words in shown
     assert "Traceback" not in shown
     assert not output.parent.exists() or not list(output.parent.iterdir())
-
-
-def test_an_unreadable_file(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").symlink_to("/proc/self/mem")  # not even root can read its first page
-    with pytest.raises(StoreError, match=r"a\.txt: cannot be read"):
-        list(TextFiles([tmp_path / "a.txt"]))
 
 
 # Options and the output folder.

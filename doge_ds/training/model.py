@@ -1,5 +1,6 @@
 """Causal language models from transformers, initialised as transformers does, also under ZeRO-3."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -126,22 +127,24 @@ def flops_per_token(config: Any, sequence_length: int) -> float | None:
 
     N: parameters that a token is multiplied with, so no embedding tables but the output layer, tied or not; L layers of
     H heads of size Q; T tokens in a sequence, as if attention were not causal. What gradient checkpointing computes
-    twice is not counted. None for mixtures of experts, where a token meets a part of the parameters only.
+    twice is not counted. None for mixtures of experts, where a token meets a part of the parameters only, and for
+    models without attention heads.
     """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     config = config.get_text_config()
     if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         return None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    output = model.get_output_embeddings().weight
-    in_tables = {id(table) for table in tables}
-    multiplied = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in in_tables)
-    if id(output) in in_tables:
-        multiplied += output.numel()
-    heads = config.num_attention_heads
+    layers, heads = (getattr(config, key, None) for key in ("num_hidden_layers", "num_attention_heads"))
+    output = model.get_output_embeddings()
+    if layers is None or heads is None or output is None:
+        return None
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    multiplied = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in tables)
+    if id(output.weight) in tables:
+        multiplied += output.weight.numel()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return float(6 * multiplied + 12 * config.num_hidden_layers * heads * head_size * sequence_length)
+    return float(6 * multiplied + 12 * layers * heads * head_size * sequence_length)
 
 
 def build_model(
@@ -188,7 +191,9 @@ def _load_pretrained(config: Any, name: str) -> Any:
 def _checkpoint_gradients(model: Any) -> None:
     """Recompute each layer's activations in the backward pass. Raises ConfigError where the model cannot."""
     try:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5; the old name works until 6
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise ConfigError("training.gradient_checkpointing", reason, "turn it off for this model") from None

@@ -214,3 +214,5 @@ def test_flops_of_a_token_are_counted_by_hand() -> None:
     experts = {"model_type": "mixtral", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     experts |= {"num_key_value_heads": 1, "intermediate_size": 24, "num_local_experts": 2}
     assert flops_per_token(model_config(experts, 50, 3, length), length) is None
+    mamba = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    assert flops_per_token(model_config(mamba, 50, 3, length), length) is None

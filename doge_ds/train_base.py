@@ -148,6 +148,7 @@ def train(job: BaseJob) -> bool:
         if checkpoints.is_due(step) or stop:
             checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "losses": losses.state_dict()})
         if stop and step + 1 < config.training.steps:
+            run.report_stop(step)
             return False
     return True
 

@@ -215,6 +215,15 @@ class Run:
         print(line, file=sys.stderr, flush=True)
         self._printed_at = now
 
+    def report_stop(self, step: int) -> None:
+        """Say that the run ends before its end, after this 0-based step, and that nothing is lost."""
+        if self._is_speaker:
+            print(
+                f"stopped and saved after step {step + 1} of {self._training.steps}; the same command continues",
+                file=sys.stderr,
+                flush=True,
+            )
+
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """Finish the step, save, and end with status 75; a second Ctrl-C ends at once."""
         if self.stop_requested and number == signal.SIGINT:

@@ -44,6 +44,7 @@ def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> Non
     stopped.processes[1].send_signal(signal.SIGTERM)
     statuses, printed = stopped.finish()
     assert statuses == [75, 75], printed
+    assert re.search(r"stopped and saved after step (\d+) of 40; the same command continues", printed)
     assert metrics.read_text().count("\n") < 40
     killed = Ranks(2, program, *arguments)
     killed.wait_for_lines(metrics, 27)

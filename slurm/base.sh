@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Pretrain a base model on the nodes of a Slurm job; the options are those of doge_ds/train_base.py.
+#
+#     sbatch --nodes=2 --gpus-per-node=4 --cpus-per-gpu=8 slurm/base.sh CONFIG --mixture runs/X/mixture.json
+#
+# Started again by the same command, an unfinished run continues. See docs/cluster.md; slurm/site.sh is yours to edit.
+#SBATCH --job-name=doge-base
+#SBATCH --output=slurm-%j-%x.out
+#SBATCH --open-mode=append
+set -euo pipefail
+
+if [[ -z ${SLURM_SUBMIT_DIR:-} ]]; then
+    echo "error: slurm/base.sh: is a job script; sbatch [...] slurm/base.sh CONFIG --mixture MIXTURE [options]" >&2
+    exit 2
+elif [[ ! -f $SLURM_SUBMIT_DIR/slurm/launch.sh ]]; then
+    echo "error: $SLURM_SUBMIT_DIR: has no slurm/launch.sh; submit from the project's folder" >&2
+    exit 2
+fi
+cd "$SLURM_SUBMIT_DIR"
+# shellcheck source=slurm/launch.sh
+. slurm/launch.sh
+
+need_config slurm/base.sh "$@"
+run_ranks doge_ds/train_base.py --config "$@"

@@ -149,6 +149,7 @@ def train(job: ProxyJob) -> bool:
         if checkpoints.is_due(step) or summary.stop:
             checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "weights": weights.state_dict()})
         if summary.stop and step + 1 < config.training.steps:
+            run.report_stop(step)
             return False
 
     if is_speaker:

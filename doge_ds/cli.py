@@ -14,6 +14,8 @@ from doge_ds.errors import ConfigError, DogeError, nearest, report
 
 VERBS = {
     "prepare": ("doge_ds.data.prepare", "tokenize raw text, domain by domain, into a token store"),
+    "report": ("doge_ds.report", "write one HTML page about proxy and base runs"),
+    "export": ("doge_ds.export", "write a base run's checkpoint as a Hugging Face folder"),
 }
 
 

@@ -4,8 +4,9 @@
 
 Trains a proxy on Python code, C++ headers, docstrings, YAML and licences with the weights aimed at a sixth domain that
 is never trained on, project descriptions in prose; then a base model on the uniform and one on the learned mixture,
-with the same seed and the same order of sequences inside each domain; then measures both on held-out text. Every stage
-is a command that is printed before it runs; stages that are finished already are not run again.
+with the same seed and the same order of sequences inside each domain; then measures both on held-out text and writes
+runs/demo/report.html about all three. Every stage is a command that is printed before it runs; stages that are finished
+already are not run again.
 """
 
 import json
@@ -45,7 +46,8 @@ def main() -> int:
         seconds[name] = round(time.monotonic() - began, 1)
     summary = summarize(seconds)
     write_json(FOLDER / "summary.json", summary)
-    print(f"\n{table(summary)}\n\n{summary['note']}\n\nwritten: {FOLDER / 'summary.json'}")
+    print(f"\n{table(summary)}\n\n{summary['note']}")
+    print(f"\nwritten: {FOLDER / 'summary.json'}\nopen in a browser: {FOLDER / 'report.html'}")
     return 0
 
 
@@ -87,6 +89,9 @@ def stages(store: Path) -> list[tuple[str, Path, list[Path], list[str]]]:
         measure = [sys.executable, "eval/run.py", "--model", str(run / "hf"), "--data", str(store)]
         measure += ["--output", str(run / "results.json")]
         found.append((f"measure the {name} model", run / "results.json", [run / "hf/config.json"], measure))
+    report, runs = FOLDER / "report.html", [FOLDER / "proxy", *(FOLDER / f"base_{name}" for name in BASES)]
+    write = [str(programs / "doge-ds"), "report", *map(str, runs), "-o", str(report)]
+    found.append(("write the report", report, [result for _, result, _, _ in found[1:]], write))
     return found
 
 

@@ -43,7 +43,7 @@ class TokenizerError(DogeError):
 
 
 class RunError(DogeError):
-    """A run directory that cannot be continued."""
+    """A run directory that cannot be continued or read."""
 
 
 class ModelError(DogeError):

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "doge_ds"
 FILES = sorted(PACKAGE.rglob("*.py"))
-WINGS = ["reweight", "data", "training", "evaluation"]
+WINGS = ["reweight", "data", "training", "evaluation", "reporting"]
 GROUND_FLOOR = ["config", "mixture", "errors", "json_files"]
 
 

@@ -59,3 +59,23 @@ def test_both_bases_differ_in_the_mixture_alone(folder: Path) -> None:
         ("uniform", str(folder / "proxy/mixture.json")),
         (str(folder / "base_uniform"), str(folder / "base_doge")),
     ]
+
+
+def test_the_report_is_of_the_proxy_and_both_bases_and_is_made_again_when_one_of_them_is(folder: Path) -> None:
+    name, result, made_from, command = demo.stages(folder / "store")[-1]
+    assert name == "write the report"
+    assert command[1:] == [
+        "report",
+        *(str(folder / run) for run in ("proxy", "base_uniform", "base_doge")),
+        "-o",
+        str(folder / "report.html"),
+    ]
+    result.write_text("")
+    os.utime(result, (200, 200))
+    for path in made_from:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+        os.utime(path, (100, 100))
+    assert demo.is_newer(result, made_from)
+    os.utime(folder / "base_doge/results.json", (300, 300))
+    assert not demo.is_newer(result, made_from)

@@ -1,0 +1,1 @@
+"""WING 5, run directories to one HTML page."""

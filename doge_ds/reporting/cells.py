@@ -1,0 +1,70 @@
+"""What the report's tables are made of, and how it writes numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# A screenful; the rows below it are folded away.
+ROWS_SHOWN = 30
+NOTHING, MINUS = "\N{EM DASH}", "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text; the length of its bar, 0 to 1; its shade, 0 to SHADES; whether the text is set strongly."""
+
+    text: str
+    bar: float | None = None
+    shade: int | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row under its header; `note` stands behind the header."""
+
+    header: str
+    cells: Sequence[Cell]
+    note: str = ""
+    is_summary: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `kind` is its CSS class; `folded` are the rows that a reader has to ask for."""
+
+    caption: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    kind: str = "numbers"
+    folded: Sequence[Row] = field(default_factory=list)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """1,234.56; above a billion in powers of ten; a dash for nothing."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.3g}" if abs(value) >= 1e9 else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """+1.20 or, with a true minus sign, \N{MINUS SIGN}1.20."""
+    text = number(abs(value), digits)
+    return f"{MINUS if value < 0 else '+'}{text}" if text.strip("0.,") else text
+
+
+def duration(seconds: float | None) -> str:
+    """2 h 05 min, or 3 min 20 s, or 12.3 s."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def folding_table(caption: str, corner: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+    """A table of the first ROWS_SHOWN rows with the others folded; a few more than that are not worth folding."""
+    shown = len(rows) if len(rows) <= ROWS_SHOWN + 5 else ROWS_SHOWN
+    return Table(caption, corner, columns, rows[:shown], folded=rows[shown:])

@@ -1,0 +1,166 @@
+"""The report page: what it says, in which order; page.html and style.css say how it looks."""
+
+import importlib.resources
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from doge_ds import __version__
+from doge_ds.errors import ConfigError
+from doge_ds.reporting import figures, tables, words
+from doge_ds.reporting.cells import Table
+from doge_ds.reporting.downloads import BUDGET, downloads
+from doge_ds.reporting.figures import Chart, Panel
+from doge_ds.reporting.run_files import RunRecord
+
+# Of one line on a wide screen, which has about two pixels for each; many runs share what two may have.
+POINTS = 240
+RUNS_IN_FULL = 2
+LARGEST = 2_000_000  # bytes; what a mail still takes and a phone still opens
+
+
+@dataclass(frozen=True)
+class ProxySection:
+    """What the page shows of how one proxy came to its mixture."""
+
+    run: RunRecord
+    weights: Chart | None
+    losses: Chart | None
+    cosines: Table | None
+    cosines_note: str
+    note: str
+
+
+@dataclass(frozen=True)
+class BaseSection:
+    """What the page shows of how one base run went."""
+
+    run: RunRecord
+    losses: Chart | None
+    shares: Table
+    note: str
+
+
+def render_page(runs: Sequence[RunRecord], written: datetime) -> str:
+    """The whole page as HTML, below 2 MB; names that come from files are escaped.
+
+    Raises:
+        ConfigError: so many runs or domains that they do not fit, also with fewer points and CSV lines.
+    """
+    for thinning in (1, 2, 4):
+        page = _render(runs, written, thinning)
+        if len(page.encode()) < LARGEST:
+            return page
+    raise ConfigError(f"{len(runs)} runs", f"make a page above {LARGEST // 10**6} MB", "report fewer of them together")
+
+
+def _render(runs: Sequence[RunRecord], written: datetime, thinning: int) -> str:
+    environment = Environment(
+        loader=PackageLoader("doge_ds.reporting", "."),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    environment.globals["svg"] = Markup  # drawn by us, and matplotlib escapes the text in it
+    return environment.get_template("page.html").render(_contents(runs, written, thinning))
+
+
+def _breakable(name: str) -> Markup:
+    """The escaped name with places where a narrow screen may break it."""
+    return Markup("<wbr>").join(re.findall(r"[^_./-]*[_./-]?", name)[:-1])
+
+
+def _contents(runs: Sequence[RunRecord], written: datetime, thinning: int) -> dict[str, Any]:
+    proxies = [run for run in runs if run.is_proxy]
+    bases = [run for run in runs if not run.is_proxy]
+    measured = [run for run in bases if run.results and run.results.perplexity]
+    targets = list(dict.fromkeys(name for run in proxies for name in run.target_domains))
+    order = domain_order(runs)
+    points = POINTS * min(RUNS_IN_FULL, len(runs)) // (len(runs) * thinning)
+    return {
+        "generator": f"doge_ds {__version__}",
+        "written": written,
+        "style": Markup(importlib.resources.files("doge_ds.reporting").joinpath("style.css").read_text()),
+        "title": ", ".join(run.name for run in runs),
+        "runs": runs,
+        "summary": tables.summary_table(runs),
+        "answers": [words.proxy_sentence(run) for run in proxies] + [words.base_sentence(run, runs) for run in bases],
+        "mixture": tables.mixture_table(proxies) if any(run.mixture for run in proxies) else None,
+        "proxies": [_proxy_section(run, number, order, points) for number, run in enumerate(proxies)],
+        "bases": [_base_section(run, number, order, points) for number, run in enumerate(bases)],
+        "perplexity": tables.perplexity_table(measured, targets) if measured else None,
+        "perplexity_notes": words.perplexity_notes(bases),
+        "configurations": [tables.configuration_table(alike, runs) for alike in (proxies, bases) if alike],
+        "downloads": downloads(runs, BUDGET // thinning),
+    }
+
+
+def domain_order(runs: Sequence[RunRecord]) -> list[str]:
+    """Targets, then domains by weight in the first run that has one: the same lines in every chart, in one look."""
+    targets = [name for run in runs for name in run.target_domains]
+    weights: dict[str, float] = {}
+    for run in runs:
+        for name, weight in (run.mixture.domains if run.mixture else {}).items():
+            weights.setdefault(name, weight)
+    others = [name for run in runs for name in run.metrics.names("loss/")]
+    return list(dict.fromkeys([*targets, *sorted(weights, key=lambda name: -weights[name]), *others]))
+
+
+def _proxy_section(run: RunRecord, number: int, order: Sequence[str], points: int) -> ProxySection:
+    metrics, steps = run.metrics, run.metrics.steps
+    if not len(steps):
+        return ProxySection(run, None, None, None, "", words.progress_note(run, points))
+    weights = _weight_chart(run, number, order, points) if metrics.names("weight/") else None
+    cosines = tables.cosine_table(run) if metrics.cosines is not None else None
+    return ProxySection(
+        run,
+        weights,
+        _loss_chart(run, f"p{number}", order, points),
+        cosines,
+        words.cosines_note(run),
+        words.progress_note(run, points),
+    )
+
+
+def _base_section(run: RunRecord, number: int, order: Sequence[str], points: int) -> BaseSection:
+    chart = _loss_chart(run, f"b{number}", order, points) if len(run.metrics.steps) else None
+    return BaseSection(run, chart, tables.share_table(run), words.progress_note(run, points))
+
+
+def _weight_chart(run: RunRecord, number: int, order: Sequence[str], points: int) -> Chart:
+    """Weights and their running mean, on one scale."""
+    uniform = 1 / max(1, len(run.train_domains))
+    series = [
+        ("Weight at each step", _series(run, "weight/")),
+        ("Running mean, which becomes the mixture", _series(run, "mean_weight/")),
+    ]
+    largest = max([uniform, *(float(np.nanmax(values, initial=0)) for _, found in series for values in found.values())])
+    panels = [
+        Panel(title, "weight", run.metrics.steps, found, reference=(uniform, "uniform"), y_range=(0, 1.05 * largest))
+        for title, found in series
+        if found
+    ]
+    description = words.weights_description(run)
+    return figures.draw_chart(f"w{number}", panels, order, description, "Domain weights over the steps.", points)
+
+
+def _loss_chart(run: RunRecord, name: str, order: Sequence[str], points: int) -> Chart | None:
+    """Losses of each domain, and the learning rate below on the same steps."""
+    panels = [Panel("Training loss", "nats per token", run.metrics.steps, _series(run, "loss/"))]
+    if (rate := run.metrics.columns.get("learning_rate")) is not None:
+        series = {"learning rate": rate}
+        panels.append(Panel("Learning rate", "", run.metrics.steps, series, height=80, is_labelled=False))
+    caption = "Training loss of each domain over the steps, and the learning rate of the step."
+    return figures.draw_chart(name, panels, order, words.losses_description(run), caption, points)
+
+
+def _series(run: RunRecord, prefix: str) -> dict[str, np.ndarray]:
+    return {name: run.metrics.columns[f"{prefix}{name}"] for name in run.metrics.names(prefix)}

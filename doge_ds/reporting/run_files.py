@@ -1,0 +1,218 @@
+"""What a run left in its directory, read into dataclasses; docs/formats.md says what the files hold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from doge_ds.config import BaseConfig, ProxyConfig, load_config, read_json_object
+from doge_ds.errors import RunError
+from doge_ds.mixture import Mixture, read_mixture
+from doge_ds.reporting.metrics import Metrics, read_metrics
+
+# A base run's mixture goes through JSON and one division by its sum on its way from the proxy's file.
+SAME_WEIGHT = 1e-9
+
+
+class Facts(BaseModel):
+    """run.json: what makes a run what it is beside its configuration. Facts that later versions add are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    program: Literal["train_proxy", "train_base"]
+    ranks: int
+    store: str
+    tokenizer_sha256: str
+    mixture: dict[str, float] | None = None
+
+
+class DomainResult(BaseModel):
+    """One domain in results.json; a perplexity above the range of a float is None."""
+
+    model_config = ConfigDict(frozen=True)
+
+    log_perplexity: float
+    perplexity: float | None
+    bits_per_byte: float
+    tokens: int
+
+
+class PerplexityResult(BaseModel):
+    """`perplexity` in results.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    domains: dict[str, DomainResult] = Field(min_length=1)
+    average_log_perplexity: float
+    average_perplexity: float | None
+    geometric_perplexity: float | None
+
+
+class StoreReference(BaseModel):
+    """`data` in results.json: the store that was measured on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    fingerprint: str
+
+
+class Results(BaseModel):
+    """results.json, as eval/run.py writes it; without `perplexity` where only tasks were run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1]
+    data: StoreReference
+    sequence_length: int
+    perplexity: PerplexityResult | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        path: as the user named it.
+        name: as many of its last parts as tell it from the other runs.
+        facts: run.json.
+        config: config.json, with today's defaults for keys that it lacks.
+        config_values: config.json as it stands.
+        metrics: metrics.jsonl; no lines where nothing has been logged yet.
+        mixture: of a proxy: mixture.json, or of an unfinished one the running mean in its last line; None where
+            there is none yet. Of a base: what it was trained on.
+        is_finished: its result is there.
+        results, results_path: of a base: its held-out perplexities and their file, where they were measured.
+    """
+
+    path: Path
+    name: str
+    facts: Facts
+    config: ProxyConfig | BaseConfig
+    config_values: dict[str, Any]
+    metrics: Metrics
+    mixture: Mixture | None
+    is_finished: bool
+    results: Results | None = None
+    results_path: Path | None = None
+
+    @property
+    def is_proxy(self) -> bool:
+        return self.facts.program == "train_proxy"
+
+    @property
+    def target_domains(self) -> list[str]:
+        """Domains that a proxy's weights are aimed at and that were named."""
+        if isinstance(self.config, ProxyConfig) and isinstance(self.config.doge.target, list):
+            return self.config.doge.target
+        return []
+
+    @property
+    def train_domains(self) -> list[str]:
+        """Domains that have a weight."""
+        return list(self.mixture.domains) if self.mixture else self.metrics.names("weight/")
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
+    """Read run directories that belong together.
+
+    Raises:
+        RunError: a path is no run directory or named twice, a file is damaged (file and line), or the runs or their
+            perplexities are of different stores or tokenizers.
+        ConfigError, MixtureError: config.json, or mixture.json, cannot be read.
+    """
+    runs = [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    for key, word in (("tokenizer_sha256", "tokenizer"), ("store", "token store")):
+        values = [(str(run.path), str(getattr(run.facts, key))) for run in runs]
+        _refuse_different(values, f"{word} fingerprint", f"report runs on one {word} together")
+    measured = [(str(run.results_path), run.results.data.fingerprint) for run in runs if run.results]
+    _refuse_different(measured, "fingerprint of the store measured on", "measure all on one --data with eval/run.py")
+    return runs
+
+
+def proxy_with_mixture(mixture: Mixture, runs: Sequence[RunRecord]) -> RunRecord | None:
+    """The finished proxy among `runs` whose result `mixture` is, where there is one."""
+    for run in runs:
+        if run.is_proxy and run.is_finished and run.mixture and _is_same(run.mixture, mixture):
+            return run
+    return None
+
+
+def is_uniform(mixture: Mixture) -> bool:
+    """Whether all weights are the same."""
+    return _is_same(mixture, Mixture.uniform(list(mixture.domains)))
+
+
+def _is_same(one: Mixture, other: Mixture) -> bool:
+    return set(one.domains) == set(other.domains) and all(
+        abs(weight - other.domains[name]) <= SAME_WEIGHT for name, weight in one.domains.items()
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart. Raises RunError for a run named twice."""
+    absolute = [path.resolve() for path in paths]
+    for number, path in enumerate(absolute):
+        if path in absolute[:number]:
+            raise RunError(str(paths[number]), "is named twice", "name each run once")
+    for length in range(1, max(len(path.parts) for path in absolute) + 1):
+        names = ["/".join(path.parts[-length:]) for path in absolute]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read_run(path: Path, name: str) -> RunRecord:
+    if not path.is_dir():
+        problem = "is a file, not a run directory" if path.exists() else "is not there"
+        raise RunError(str(path), problem, "name the --output of a proxy or base run")
+    missing = [file for file in ("run.json", "config.json") if not (path / file).is_file()]
+    if missing:
+        remedy = "name the --output of train_proxy.py or train_base.py"
+        raise RunError(str(path), f"is no run directory: it has no {' and no '.join(missing)}", remedy)
+    facts = _validate(Facts, path / "run.json")
+    values, metrics = read_json_object(path / "config.json"), read_metrics(path / "metrics.jsonl")
+    if facts.program == "train_proxy":
+        proxy_config = load_config(ProxyConfig, path / "config.json")
+        is_finished = (path / "mixture.json").exists()
+        mixture = read_mixture(path / "mixture.json") if is_finished else _running_mean(metrics)
+        return RunRecord(path, name, facts, proxy_config, values, metrics, mixture, is_finished)
+    if not facts.mixture:
+        raise RunError(f"{path / 'run.json'}: mixture", "is missing", "name a run of train_base.py of this version")
+    base_config = load_config(BaseConfig, path / "config.json")
+    mixture, is_finished = Mixture(domains=facts.mixture), (path / "hf").is_dir()
+    found = next((file for file in (path / "results.json", path / "hf/results.json") if file.exists()), None)
+    results = _validate(Results, found) if found else None
+    return RunRecord(path, name, facts, base_config, values, metrics, mixture, is_finished, results, found)
+
+
+def _running_mean(metrics: Metrics) -> Mixture | None:
+    """The mean weights of the last logged step that has them."""
+    weights = {name: metrics.last(f"mean_weight/{name}") for name in metrics.names("mean_weight/")}
+    known = {name: weight for name, weight in weights.items() if weight is not None}
+    return Mixture(domains=known, kind="mean") if known else None
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _validate(kind: type[Model], path: Path) -> Model:
+    """One JSON file as `kind`. Raises ConfigError (no JSON: line and column) or RunError (another layout: the key)."""
+    values: dict[str, Any] = read_json_object(path)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{path}: {key}", f"is damaged ({first['msg']})", "write the file again") from None
+
+
+def _refuse_different(values: Sequence[tuple[str, str]], what: str, remedy: str) -> None:
+    """Raises RunError where (file or run, fingerprint) pairs have more than one fingerprint."""
+    for where, value in values[1:]:
+        first_where, first = values[0]
+        if value != first:
+            problem = f"its {what} is {value[:16]}, that of {first_where} is {first[:16]}"
+            raise RunError(where, problem, remedy)

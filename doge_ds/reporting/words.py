@@ -1,0 +1,184 @@
+"""What the report says in sentences: the answers, the notes, and the charts for those who do not see them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from doge_ds.config import ProxyConfig
+from doge_ds.reporting import cells, tables
+from doge_ds.reporting.figures import LINES
+from doge_ds.reporting.run_files import RunRecord
+
+_NAMED = 5  # domains that a sentence names
+
+
+def proxy_sentence(run: RunRecord) -> str:
+    """The answer of one proxy."""
+    if run.mixture is None:
+        return f"{run.name} has not logged any weights yet."
+    ranked = sorted(run.mixture.domains.items(), key=lambda item: -item[1])
+    shown = _enumeration([f"{name} {weight:.3f}" for name, weight in ranked])
+    if run.is_finished:
+        return f"{run.name} learned {shown}. {_aim(run)}"
+    done, steps = tables.steps_done(run), run.config.training.steps
+    return (
+        f"{run.name} is not finished: after {done:,} of {steps:,} steps its running mean is {shown}, and it will still "
+        f"change. {_aim(run)}"
+    )
+
+
+def base_sentence(run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """What one base was trained on, and how far it is."""
+    origin = tables.mixture_origin(run, runs)
+    trained = f"the {origin} mixture" if origin == "uniform" else f"the mixture {origin}"
+    geometric = run.results.perplexity.geometric_perplexity if run.results and run.results.perplexity else None
+    if geometric is not None:
+        return (
+            f"{run.name}, trained on {trained}, has a geometric mean perplexity of {cells.number(geometric)}"
+            f"{_on_targets(run, runs)}."
+        )
+    if run.is_finished:
+        return f"{run.name} was trained on {trained}; its perplexity has not been measured, or is out of range."
+    done, steps = tables.steps_done(run), run.config.training.steps
+    return f"{run.name}, trained on {trained}, is not finished: {done:,} of {steps:,} steps are logged."
+
+
+def _on_targets(run: RunRecord, runs: Sequence[RunRecord]) -> str:
+    """What one base reaches on the targets of the proxies."""
+    domains = run.results.perplexity.domains if run.results and run.results.perplexity else {}
+    names = dict.fromkeys(name for proxy in runs for name in proxy.target_domains if name in domains)
+    texts = [f"{name} {cells.number(domains[name].perplexity)}" for name in names]
+    return f"; on the target{'s' if len(texts) > 1 else ''}: {_enumeration(texts)}" if texts else ""
+
+
+def progress_note(run: RunRecord, points: int) -> str:
+    """What a reader must know of the lines: unfinished, thinned, cut, not finite, or too many."""
+    metrics, lines = run.metrics, len(run.metrics.steps)
+    notes = []
+    if not run.is_finished:
+        when = f"; the last line was written {metrics.written:%Y-%m-%d %H:%M} UTC" if lines and metrics.written else ""
+        notes.append(
+            f"Not finished: {tables.steps_done(run):,} of {run.config.training.steps:,} steps are logged{when}."
+        )
+    if not lines:
+        notes.append("Nothing has been logged yet.")
+    if lines > points:
+        notes.append(f"Lines are drawn through {points} of {lines:,} logged steps ({points // 2} on narrow screens).")
+    if metrics.last_line_was_cut:
+        notes.append("The last line of metrics.jsonl is cut off and left out.")
+    expected = [np.isnan(column) for key, column in metrics.columns.items() if _is_expected(key, run)]
+    lost = int(np.any(expected, axis=0).sum()) if expected else 0
+    if lost:
+        notes.append(f"{lost} of {lines:,} logged steps have a number that is not finite; lines go past it.")
+    if (domains := len(metrics.names("loss/"))) > LINES:
+        notes.append(
+            f"The charts show {LINES} of {domains} domains, targets and largest weights first; the grey band reaches "
+            "from the smallest to the largest of the others."
+        )
+    return " ".join(notes)
+
+
+def weights_description(run: RunRecord) -> str:
+    """The weights chart in words."""
+    changes = []
+    for name in run.train_domains:
+        values = run.metrics.columns.get(f"weight/{name}", np.empty(0))
+        known = values[np.isfinite(values)]
+        if len(known):
+            changes.append((float(known[-1]), f"{name} from {known[0]:.3f} to {known[-1]:.3f}"))
+    texts = [text for _, text in sorted(changes, key=lambda item: -item[0])]
+    first, last = run.metrics.steps[[0, -1]]
+    return f"Line chart of domain weights, step {first:.0f} to {last:.0f}: {_enumeration(texts)}."
+
+
+def losses_description(run: RunRecord) -> str:
+    """The loss chart in words."""
+    texts = []
+    for name in run.metrics.names("loss/"):
+        values = run.metrics.columns[f"loss/{name}"]
+        known = values[np.isfinite(values)]
+        if len(known):
+            texts.append(f"{name} from {known[0]:.2f} to {known[-1]:.2f}")
+    first, last = run.metrics.steps[[0, -1]]
+    rate = run.metrics.last("learning_rate")
+    ending = "" if rate is None else f"; the learning rate ends at {rate:.2g}"
+    shown = _enumeration(texts)
+    return f"Line chart of training losses in nats per token, step {first:.0f} to {last:.0f}: {shown}{ending}."
+
+
+def cosines_note(run: RunRecord) -> str:
+    """Over which steps the cosines are a mean, which rows are shown, and the most and least alike."""
+    cosines, names = run.metrics.cosines, run.metrics.names("loss/")
+    if cosines is None:
+        return "No step with a finite Gram matrix has been logged."
+    notes = [
+        f"Mean over {run.metrics.cosine_lines:,} logged step{'s' if run.metrics.cosine_lines > 1 else ''} of the Gram "
+        "matrix with each gradient scaled to norm 1."
+    ]
+    shown = len(tables.heat_map_rows(run))
+    if shown < len(names):
+        notes.append(f"Shown are {shown} of {len(names)} rows: targets and the largest mean weights.")
+    above = np.where(np.triu(np.ones_like(cosines, dtype=bool), 1), cosines, np.nan)
+    if len(names) > 2 and np.isfinite(above).any():
+        pairs = [np.unravel_index(find(above), above.shape) for find in (np.nanargmax, np.nanargmin)]
+        most, least = (f"{names[i]} and {names[j]} ({cells.signed(float(cosines[i, j]))})" for i, j in pairs)
+        notes.append(f"Most alike: {most}; least: {least}.")
+    return " ".join(notes)
+
+
+def perplexity_notes(bases: Sequence[RunRecord]) -> list[str]:
+    """What limits a comparison of the perplexities."""
+    notes = []
+    measured = [run for run in bases if run.results and run.results.perplexity]
+    if missing := [run.name for run in bases if run not in measured]:
+        notes.append(f"Not measured: {', '.join(missing)}. Measure with eval/run.py.")
+    lengths = {run.results.sequence_length for run in measured if run.results}
+    if len(lengths) > 1:
+        notes.append(f"Measured with windows of different lengths ({_joined(lengths)} tokens): compare with care.")
+    if not tables.has_common_domains(bases):
+        notes.append("Measured on different domains: the averages are not comparable, so they have no differences.")
+    values = [
+        d.perplexity
+        for run in measured
+        for d in (run.results.perplexity.domains.values() if run.results and run.results.perplexity else ())
+    ]
+    if None in values:
+        notes.append("A dash is a perplexity above the range of a number, or a domain that was not measured.")
+    trained_on = {run.facts.store for run in bases}
+    if any(run.results.data.fingerprint not in trained_on for run in measured if run.results):
+        notes.append("Measured on another store than the runs were trained on.")
+    return notes
+
+
+def _joined(values: Sequence[int] | set[int]) -> str:
+    return ", ".join(f"{value:,}" for value in sorted(values))
+
+
+def _enumeration(texts: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f", and {len(texts) - _NAMED} more" if len(texts) > _NAMED + 1 else ""
+    return ", ".join(texts[:_NAMED] if more else texts) + more
+
+
+def _aim(run: RunRecord) -> str:
+    """What a proxy's weights are aimed at."""
+    if not isinstance(run.config, ProxyConfig):
+        raise TypeError(f"{run.name} is no proxy")
+    target = run.config.doge.target
+    if target == "mix":
+        return "Its weights are aimed at an even mix of the train domains."
+    if target == "all":
+        return "Its weights are aimed at all train domains."
+    if target == "others":
+        return "Each weight is aimed at all the other train domains."
+    untrained = [name for name in target if name not in run.train_domains]
+    if not untrained:
+        return f"Its weights are aimed at {', '.join(target)}."
+    if untrained == target:
+        return f"Its weights are aimed at {', '.join(target)}, never trained on."
+    return f"Its weights are aimed at {', '.join(target)}; never trained on: {', '.join(untrained)}."
+
+
+def _is_expected(key: str, run: RunRecord) -> bool:
+    """Whether a null in this column means trouble: a base's loss of a domain is absent where none of it was drawn."""
+    return key.startswith(("loss", "weight/", "score/", "gradient_norm/")) and (run.is_proxy or key == "loss")

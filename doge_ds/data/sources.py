@@ -7,17 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from doge_ds.data.readers import (
-    EXPECTED,
-    is_readable,
-    is_saved_dataset,
-    look_alike,
-    open_saved_dataset,
-    read_file,
-    read_saved_dataset,
-    type_of,
-    unreadable,
-)
+from doge_ds.data.columns import is_saved_dataset, open_saved_dataset, read_saved_dataset
+from doge_ds.data.readers import EXPECTED, is_readable, look_alike, read_file, type_of, unreadable
 from doge_ds.errors import ConfigError, StoreError
 
 Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from doge_ds.data.readers import is_readable, is_saved_dataset, look_alike, read_file, type_of
+from doge_ds.data.columns import is_saved_dataset
+from doge_ds.data.readers import is_readable, look_alike, read_file, type_of
 from doge_ds.data.sources import TextFiles
 from doge_ds.errors import StoreError
 

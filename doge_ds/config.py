@@ -5,7 +5,7 @@ points to owns precision, ZeRO, communication, offload and monitors; `training/d
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -209,6 +209,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(str(path), "holds no JSON object", "start it with {")
     return values
+
+
+def for_publication(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved run configuration without the sections of the DeepSpeed file that may hold keys to accounts."""
+    deepspeed = {name: value for name, value in values["deepspeed"].items() if name not in ("wandb", "comet")}
+    return {**values, "deepspeed": deepspeed}
 
 
 def _override(values: dict[str, Any], setting: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from doge_ds.config import BaseConfig, load_config
+from doge_ds.config import BaseConfig, for_publication, load_config
 from doge_ds.data.order import MixtureOrder, Segment
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, RunError, StoreError
@@ -80,7 +80,7 @@ def export_run(
     counts = base_order(store, config, facts["mixture"]).counts(done * config.training.global_batch_size)
     card = model_card(
         run.absolute().name,
-        config.model_dump(mode="json"),
+        for_publication(config.model_dump(mode="json")),
         facts,
         parameter_count(model),
         done,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doge_ds.config import BaseConfig, ProxyConfig, load_config
+from doge_ds.config import BaseConfig, ProxyConfig, for_publication, load_config
 from doge_ds.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,3 +131,9 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs/runs").glob("*.json")), ids=lambda path: path.stem)
 def test_every_configuration_that_ships_is_valid(path: Path) -> None:
     load_config(ProxyConfig if "doge" in json.loads(path.read_text()) else BaseConfig, path)
+
+
+def test_what_may_hold_keys_to_accounts_is_left_out_of_what_is_published() -> None:
+    values = {"model": {"n_layer": 2}, "deepspeed": {"comet": {"api_key": "SECRET"}, "wandb": {}, "bf16": {}}}
+    assert for_publication(values) == {"model": {"n_layer": 2}, "deepspeed": {"bf16": {}}}
+    assert "comet" in values["deepspeed"]

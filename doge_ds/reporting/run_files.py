@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from doge_ds.config import BaseConfig, ProxyConfig, load_config, read_json_object
+from doge_ds.config import BaseConfig, ProxyConfig, for_publication, load_config, read_json_object
 from doge_ds.errors import RunError
 from doge_ds.mixture import Mixture, read_mixture
 from doge_ds.reporting.metrics import Metrics, read_metrics
@@ -79,7 +79,7 @@ class RunRecord:
         name: as many of its last parts as tell it from the other runs.
         facts: run.json.
         config: config.json, with today's defaults for keys that it lacks.
-        config_values: config.json as it stands.
+        config_values: config.json as it stands, but for what may hold keys to accounts.
         metrics: metrics.jsonl; no lines where nothing has been logged yet.
         mixture: of a proxy: mixture.json, or of an unfinished one the running mean in its last line; None where
             there is none yet. Of a base: what it was trained on.
@@ -178,14 +178,15 @@ def _read_run(path: Path, name: str) -> RunRecord:
         proxy_config = load_config(ProxyConfig, path / "config.json")
         is_finished = (path / "mixture.json").exists()
         mixture = read_mixture(path / "mixture.json") if is_finished else _running_mean(metrics)
-        return RunRecord(path, name, facts, proxy_config, values, metrics, mixture, is_finished)
+        return RunRecord(path, name, facts, proxy_config, for_publication(values), metrics, mixture, is_finished)
     if not facts.mixture:
         raise RunError(f"{path / 'run.json'}: mixture", "is missing", "name a run of train_base.py of this version")
     base_config = load_config(BaseConfig, path / "config.json")
     mixture, is_finished = Mixture(domains=facts.mixture), (path / "hf").is_dir()
     found = next((file for file in (path / "results.json", path / "hf/results.json") if file.exists()), None)
     results = _validate(Results, found) if found else None
-    return RunRecord(path, name, facts, base_config, values, metrics, mixture, is_finished, results, found)
+    public = for_publication(values)
+    return RunRecord(path, name, facts, base_config, public, metrics, mixture, is_finished, results, found)
 
 
 def _running_mean(metrics: Metrics) -> Mixture | None:

@@ -1,5 +1,6 @@
 """The page: whole, valid, escaped, small, and fit for wide and narrow screens."""
 
+import json
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -212,3 +213,13 @@ def test_a_page_that_would_be_too_large_is_thinned_and_then_refused(
     monkeypatch.setattr(page_module, "LARGEST", 1000)
     with pytest.raises(ConfigError, match=r"3 runs: make a page above .* report fewer of them together"):
         page_of(*paths)
+
+
+def test_keys_to_accounts_are_not_published(tmp_path: Path) -> None:
+    for path in (make_proxy(tmp_path / "proxy"), make_base(tmp_path / "base", {"python": 0.5, "yaml": 0.5})):
+        values = json.loads((path / "config.json").read_text())
+        values["deepspeed"] |= {"comet": {"enabled": True, "api_key": "SECRET"}, "bf16": {"enabled": False}}
+        (path / "config.json").write_text(json.dumps(values))
+        page = page_of(path)
+        assert "SECRET" not in page
+        assert "deepspeed.<wbr>bf16.<wbr>enabled" in page

@@ -185,7 +185,7 @@ def step_metrics(
 def _shown(weights: DomainWeights) -> str:
     """The weights for the progress line, the largest six."""
     largest = sorted(weights.current().items(), key=lambda item: -item[1])[:6]
-    return "".join(f" {name} {weight:.3f}" for name, weight in largest)
+    return " ".join(f"{name} {weight:.3f}" for name, weight in largest)
 
 
 def _needs(job: ProxyJob) -> list[DomainNeed]:

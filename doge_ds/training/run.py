@@ -189,7 +189,7 @@ class Run:
             return
         self._throughput.add(tokens)
         rates = self._throughput.rates()
-        self._show(step, f"loss {values['loss']:.3f}, {format_rates(rates)}{shown}")
+        self._show(step, ", ".join(filter(None, [f"loss {values['loss']:.3f}", format_rates(rates), shown])))
         if not self.is_logged(step):
             return
         line = {

@@ -130,7 +130,7 @@ def test_in_a_log_file_the_progress_line_is_a_line_of_its_own(
     throughput = Throughput(devices=2, flops_per_token=1e9, peak_tflops=1.0)
     run = Run(directory, 0, config().training, monitor_settings({}, directory.path), throughput, is_speaker=True)
     for step in run.steps():
-        run.log(step, tokens=5, values={"loss": 2.5}, shown=", a 0.25")
+        run.log(step, tokens=5, values={"loss": 2.5}, shown="a 0.25")
     printed = capsys.readouterr().err
     assert "\r" not in printed
     (line,) = printed.splitlines()  # the last step; before it too little time passes

@@ -1,6 +1,6 @@
 # make demo    from nothing to a table: set up, prepare text, train a proxy and two base models, compare them
 # make test    set up and run the tests
-# make check   format, lint, types, import rules
+# make check   format, lint, types, import rules, links and commands in the documentation
 # make setup   the virtual environment alone; PYTHON=... and TORCH=... bring an interpreter and a torch of your own:
 #              make setup PYTHON=python3.12 TORCH="torch==2.9.0 --index-url URL"    installs that torch
 #              make setup PYTHON=/opt/cluster/bin/python TORCH=                     uses the torch which that Python has
@@ -22,7 +22,7 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest tests/test_architecture.py
+	$(VENV)/bin/python -m pytest tests/test_architecture.py tests/test_documentation.py tests/test_config_reference.py
 
 setup: $(READY)
 

@@ -36,6 +36,6 @@ setup(
         "jinja2>=3.1",
         "scipy>=1.11",
     ],
-    extras_require={"development": ["pytest", "hypothesis", "ruff", "mypy", "types-tqdm"]},
+    extras_require={"development": ["pytest", "hypothesis", "ruff", "mypy", "types-tqdm", "jsonschema", "markdown-it-py"]},
     entry_points={"console_scripts": ["doge-ds=doge_ds.cli:main"]},
 )

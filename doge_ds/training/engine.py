@@ -41,7 +41,11 @@ def cut_into_micro_batches(key: str, sequences: int, micro_batch_size: int | Non
 def start_engine(
     model: torch.nn.Module, deepspeed_config: dict[str, Any], training: TrainingConfig
 ) -> deepspeed.DeepSpeedEngine:
-    """The engine, with AdamW in two parameter groups and transformers' schedule cosine_with_min_lr."""
+    """The engine, with AdamW in two parameter groups and transformers' schedule cosine_with_min_lr.
+
+    Raises:
+        ConfigError: the model cannot be compiled here.
+    """
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         model_parameters=parameter_groups(model, training.weight_decay, training.decay_embeddings),
@@ -51,7 +55,10 @@ def start_engine(
         ),
     )
     if training.compile:
-        engine.compile()
+        try:
+            engine.compile()
+        except RuntimeError as error:  # this torch cannot, on this Python or system
+            raise ConfigError("training.compile", f"cannot be used here ({error})", "turn it off") from None
     return engine
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from doge_ds.config import BaseTrainingConfig, ProxyTrainingConfig
-from doge_ds.errors import RunError
+from doge_ds.errors import ConfigError, RunError
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients
 from doge_ds.training.engine import Checkpoints, start_engine
@@ -67,3 +67,22 @@ def test_a_compiled_model_has_the_same_domain_gradients(monkeypatch: pytest.Monk
     for plain, compiled in zip(grams[False], grams[True], strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
     assert not torch.equal(grams[True][0], grams[True][1])
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_torch_that_cannot_compile_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Python that is newer than what torch.compile knows: torch refuses, DeepSpeed passes it on."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on Python 3.99+")
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("torch.compile", refuse)
+    training = ProxyTrainingConfig(steps=2, sequences_per_domain=4, learning_rate=0.01, compile=True)
+    ds_config = json.loads((ROOT / "ds_configs/zero2_cpu.json").read_text())
+    config = complete_deepspeed_config(ds_config, training, 2, 4, 1, Ranks(rank=0, world_size=1, local_rank=0))
+    shape = model_config({"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2}, 50, 3, 12)
+    with pytest.raises(
+        ConfigError, match=r"training.compile: cannot be used here \(torch.compile is not .* turn it off"
+    ):
+        start_engine(build_model(shape, config, training, None), config, training)

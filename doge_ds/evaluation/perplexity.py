@@ -7,6 +7,7 @@ from, is never used. Predictions of end-of-text count.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -67,9 +68,11 @@ def measure_perplexity(
     model.eval()
     found = {}
     tokens = sum(len(text.tokens) for text in texts.values())
-    with tqdm(total=tokens, unit=" tokens", unit_scale=True, dynamic_ncols=True, mininterval=1.0) as bar:
+    is_watched = sys.stderr.isatty()
+    interval = 1.0 if is_watched else 10.0  # seconds; a job's log keeps every line
+    with tqdm(total=tokens, unit=" tokens", unit_scale=True, dynamic_ncols=True, mininterval=interval) as bar:
         for name, text in texts.items():
-            bar.set_postfix_str(name)
+            bar.set_postfix_str(name, refresh=is_watched)
             nats = 0.0
             for batch in window_batches(text.tokens, end_of_text_id, sequence_length, batch_size):
                 nats += negative_log_likelihood(model, batch.to(device))

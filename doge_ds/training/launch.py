@@ -30,7 +30,8 @@ SECONDS_UNTIL_OTHER_RANKS_SPEAK = 5.0
 SECONDS_UNTIL_SRUN_IS_TOLD = 5.0
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
+SLURM_VARIABLES = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
 SLURM_REMEDY = "start the ranks with srun, as slurm/proxy.sh does"
 
 # What Slurm sets for GPUs of NVIDIA, AMD and Intel.
@@ -61,7 +62,8 @@ def read_ranks() -> Ranks:
     """Ranks from the variables that torchrun and deepspeed set, else from srun's; without them one process alone.
 
     Raises:
-        ConfigError: some of the variables are there and others are not, they are no numbers, or contradict each other.
+        ConfigError: some of the variables are there and others are not, they are no numbers, or contradict each other;
+            several ranks without MASTER_ADDR and MASTER_PORT.
     """
     given = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
     if not given:
@@ -75,18 +77,33 @@ def read_ranks() -> Ranks:
             f"start with deepspeed or torchrun; for srun, unset {' '.join(given)}",
         )
     try:
-        return Ranks(*(int(given[name]) for name in LAUNCHER_VARIABLES))
+        ranks = Ranks(*(int(given[name]) for name in LAUNCHER_VARIABLES))
     except ValueError:
         raise ConfigError(
             "RANK, WORLD_SIZE, LOCAL_RANK", f"{given} are no numbers", "start with deepspeed or torchrun"
         ) from None
+    _check_ranks(ranks, {**os.environ, **given})
+    return ranks
+
+
+def _check_ranks(ranks: Ranks, environment: Mapping[str, str]) -> None:
+    """Raises ConfigError where the numbers contradict each other, or nothing says where several ranks meet."""
+    if not 0 <= ranks.rank < ranks.world_size or ranks.local_rank < 0:
+        found = f"cannot be {ranks.rank}, {ranks.world_size}, {ranks.local_rank}"
+        allowed = "RANK is 0 to WORLD_SIZE - 1 and LOCAL_RANK at least 0; start with deepspeed or torchrun"
+        raise ConfigError("RANK, WORLD_SIZE, LOCAL_RANK", found, allowed)
+    missing = [name for name in MASTER_VARIABLES if not environment.get(name)]
+    if missing and ranks.world_size > 1:  # DeepSpeed would ask MPI for all of them
+        problem = f"is missing where WORLD_SIZE is {ranks.world_size}"
+        raise ConfigError(f"environment variable {missing[0]}", problem, "start with deepspeed or torchrun, or set it")
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task that srun started; empty for anything else.
 
     The step's variables tell: a batch script has SLURM_PROCID and SLURM_NTASKS too but belongs to no step, the shell of
-    `salloc` has SLURM_NTASKS or is an interactive step of one task. A step of one task is one process alone.
+    `salloc` has SLURM_NTASKS or is an interactive step of one task. A step of one task is one process alone. A batch
+    script's SLURM_PROCID is always 0, so another one belongs to a task whose container hides the step's variables.
     MASTER_ADDR and MASTER_PORT stay what the user set; else they are the step's first node, where task 0 runs unless
     `--distribution=arbitrary` says otherwise, and a port made of the job's and the step's number.
 
@@ -94,9 +111,10 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
         ConfigError: a variable of the step is missing or contradicts another, or the first node has no address.
     """
     is_in_step = "SLURM_STEP_ID" in environment or "SLURM_STEP_NUM_TASKS" in environment
+    is_in_step |= environment.get("SLURM_PROCID", "0") != "0"
     if not is_in_step or environment.get("SLURM_STEP_NUM_TASKS") == "1":
         return {}
-    job, step, tasks, rank, local = (_slurm_number(environment, name) for name in SLURM_VARIABLES)
+    tasks, step, job, rank, local = (_slurm_number(environment, name) for name in SLURM_VARIABLES)
     if rank >= tasks or local > rank:
         found = f"is {rank} where SLURM_STEP_NUM_TASKS is {tasks} and SLURM_LOCALID is {local}"
         raise ConfigError("environment variable SLURM_PROCID", found, SLURM_REMEDY)
@@ -112,7 +130,8 @@ def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def _slurm_number(environment: Mapping[str, str], name: str) -> int:
     """The variable's number. Raises ConfigError where it is missing or none."""
     if name not in environment:
-        raise ConfigError(f"environment variable {name}", "is missing inside a Slurm step", SLURM_REMEDY)
+        remedy = f"{SLURM_REMEDY}; a container must let SLURM_* through"
+        raise ConfigError(f"environment variable {name}", "is missing inside a Slurm step", remedy)
     if not re.fullmatch(r"[0-9]+", environment[name]):
         raise ConfigError(f"environment variable {name}", f"{environment[name]!r} is no number", SLURM_REMEDY)
     return int(environment[name])
@@ -167,7 +186,7 @@ def start_process_group(ranks: Ranks) -> None:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    if ranks.world_size == 1 and not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
+    if ranks.world_size == 1 and not {"RANK", *MASTER_VARIABLES} <= os.environ.keys():
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     elif "RANK" not in os.environ:
         os.environ.update(slurm_environment(os.environ))  # where DeepSpeed and torch look

@@ -25,10 +25,11 @@ def monitor_settings(deepspeed: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """The monitors' sections, with the run's own folder where they leave open where to write.
 
     Raises:
-        ConfigError: a setting that DeepSpeed refuses, or a package that is not installed.
+        ConfigError: a setting that DeepSpeed refuses, a package that is not installed, or a folder with another run's
+            CSV files.
     """
     settings = {name: dict(deepspeed[name]) for name in MONITORS if isinstance(deepspeed.get(name), dict)}
-    settings.setdefault("tensorboard", {"enabled": True})
+    settings.setdefault("tensorboard", {}).setdefault("enabled", True)
     for name in ("tensorboard", "csv_monitor"):
         if name in settings and not settings[name].get("output_path"):
             settings[name] = {"job_name": name, **settings[name], "output_path": str(run)}
@@ -45,7 +46,22 @@ def monitor_settings(deepspeed: Mapping[str, Any], run: Path) -> dict[str, Any]:
     for name, package in MONITORS.items():
         if package and settings.get(name, {}).get("enabled") and importlib.util.find_spec(package) is None:
             raise ConfigError(f"deepspeed.{name}", f"needs the package {package}", f"pip install {package}")
+    _refuse_rows_of_another_run(settings.get("csv_monitor", {}), run)
     return settings
+
+
+def _refuse_rows_of_another_run(settings: Mapping[str, Any], run: Path) -> None:
+    """Rows of two runs in one file could not be told apart when one of them is continued."""
+    if settings.get("enabled") and not _has_logged(run):
+        folder = Path(settings["output_path"], settings["job_name"])  # DeepSpeed's log_dir
+        if any(folder.glob("*.csv")):
+            problem = f"{folder} holds CSV files of another run"
+            raise ConfigError("deepspeed.csv_monitor", problem, "name another job_name, or remove them")
+
+
+def _has_logged(run: Path) -> bool:
+    """Whether the run may have rows in CSV files: a logged step goes into metrics.jsonl first."""
+    return (run / "metrics.jsonl").exists()
 
 
 def open_monitor(settings: Mapping[str, Any], first_step: int, run: Path) -> MonitorMaster:
@@ -54,11 +70,11 @@ def open_monitor(settings: Mapping[str, Any], first_step: int, run: Path) -> Mon
     Args:
         settings: as `monitor_settings` returns them.
         first_step: steps that the run has behind it. TensorBoard forgets what a killed run wrote of later ones, and CSV
-            files below `run` lose it. Comet and Weights & Biases keep what they were sent.
-        run: its directory.
+            files lose it, wherever they are. Comet and Weights & Biases keep what they were sent.
+        run: its directory; a run that has not logged yet has no rows to lose.
     """
     monitor = MonitorMaster(get_monitor_config(settings))
-    if monitor.csv_monitor is not None and Path(monitor.csv_monitor.output_path) == run:
+    if monitor.csv_monitor is not None and _has_logged(run):
         # DeepSpeed would write a second header into each of these in the middle of its rows.
         monitor.csv_monitor.filenames += _drop_rows_after(Path(monitor.csv_monitor.log_dir), first_step)
     if monitor.tb_monitor is not None:
@@ -68,16 +84,25 @@ def open_monitor(settings: Mapping[str, Any], first_step: int, run: Path) -> Mon
 
 
 def _drop_rows_after(folder: Path, step: int) -> list[str]:
-    """Cut CSV files, written "step,<name>" first, after this step; their names without .csv."""
-    files = sorted(folder.glob("*.csv"))
-    for file in files:
-        header, *rows = file.read_text().splitlines()
-        pairs = (row.partition(",") for row in rows)  # without its comma the last row was cut short by a kill
-        kept = [number + comma + value for number, comma, value in pairs if comma and int(number) <= step]
+    """Cut DeepSpeed's CSV files, which begin with "step,", after this step; their names without .csv.
+
+    One without a whole header, as a kill or a full disk leaves it, is deleted.
+    """
+    names = []
+    for file in sorted(folder.glob("*.csv")):
+        header, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
+        if not b"step,".startswith(header[:5]):
+            continue  # not DeepSpeed's
+        if not header.endswith(b"\n"):
+            file.unlink()
+            continue
+        # By step: of a step that is there twice, the later row. The last row may have been cut short.
+        kept = {number: row for row in rows if (number := row.split(b",")[0]).isdigit() and row.endswith(b"\n")}
         temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text("".join(f"{row}\n" for row in (header, *kept)))
+        temporary.write_bytes(header + b"".join(row for number, row in kept.items() if int(number) <= step))
         temporary.replace(file)
-    return [file.stem for file in files]
+        names.append(file.stem)
+    return names
 
 
 def write_scalars(monitor: MonitorMaster, values: Mapping[str, Any], step: int) -> None:

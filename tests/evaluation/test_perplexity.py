@@ -1,5 +1,6 @@
 """Held-out perplexity against a float64 reference and against models whose perplexity is known by hand."""
 
+import io
 import itertools
 import math
 from types import SimpleNamespace
@@ -142,6 +143,36 @@ def test_averages_count_each_domain_the_same() -> None:
 def test_damaged_weights_are_named_with_the_domain() -> None:
     with pytest.raises(ModelError, match="the model on d: gives a log-likelihood of nan"):
         measure(Bigram(torch.full((VOCABULARY, VOCABULARY), torch.nan)), text(9))
+
+
+class Terminal(io.StringIO):
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.parametrize(("is_terminal", "least", "most"), [(True, 60, 70), (False, 6, 9)])
+def test_a_log_file_gets_the_progress_bar_every_ten_seconds_and_not_every_second(
+    is_terminal: bool, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    class OneSecondABatch(Bigram):
+        def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+            nonlocal now
+            now += 1.0
+            return super().forward(input_ids, use_cache)
+
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    stream = Terminal(is_terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    measure(OneSecondABatch(torch.zeros(VOCABULARY, VOCABULARY)), text(7 * 3 * 60))  # 60 batches
+    drawn = [part for part in stream.getvalue().split("\r") if "%" in part]
+    assert least <= len(drawn) <= most
+    assert "100%" in drawn[-1]
 
 
 def test_a_hopeless_model_has_infinite_perplexity_and_a_finite_logarithm() -> None:

@@ -15,11 +15,14 @@ from doge_ds.errors import ConfigError
 from doge_ds.training.launch import (
     FIRST_PORT,
     LAUNCHER_VARIABLES,
+    MASTER_VARIABLES,
     PORTS,
     Ranks,
     read_ranks,
     slurm_environment,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # sbatch --nodes=2 --ntasks-per-node=2, on nodes m1 and m2. The batch script itself:
 BATCH_SCRIPT = {
@@ -54,7 +57,7 @@ MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("SLURM_") or name in (*LAUNCHER_VARIABLES, *MASTER):
+        if name.startswith("SLURM_") or name in (*LAUNCHER_VARIABLES, *MASTER_VARIABLES):
             monkeypatch.delenv(name)
 
 
@@ -91,7 +94,7 @@ def test_tasks_of_srun(environment: dict[str, str], ranks: Ranks, monkeypatch: p
 
 
 def test_torchrun_inside_a_task_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_environment(monkeypatch, TASK_1_OF_2 | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    set_environment(monkeypatch, TASK_1_OF_2 | MASTER | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
     assert read_ranks() == Ranks(rank=5, world_size=8, local_rank=1)
 
 
@@ -99,6 +102,29 @@ def test_half_a_launcher_inside_a_task_is_refused(monkeypatch: pytest.MonkeyPatc
     set_environment(monkeypatch, TASK_1_OF_2 | MASTER | {"WORLD_SIZE": "2"})
     with pytest.raises(ConfigError, match=r"RANK: is missing beside WORLD_SIZE; .*for srun, unset WORLD_SIZE"):
         read_ranks()
+
+
+@pytest.mark.parametrize(
+    "ranks", [("0", "0", "0"), ("5", "2", "1"), ("2", "2", "0"), ("-1", "2", "0"), ("0", "1", "-1")]
+)
+def test_ranks_that_contradict_each_other_are_refused(
+    ranks: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(monkeypatch, MASTER | dict(zip(LAUNCHER_VARIABLES, ranks, strict=True)))
+    message = f"RANK, WORLD_SIZE, LOCAL_RANK: cannot be {', '.join(ranks)}; RANK is 0 to WORLD_SIZE - 1"
+    with pytest.raises(ConfigError, match=message):
+        read_ranks()
+
+
+@pytest.mark.parametrize("name", MASTER_VARIABLES)
+def test_several_ranks_that_do_not_know_where_to_meet_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | MASTER)
+    assert read_ranks() == Ranks(rank=1, world_size=2, local_rank=1)
+    monkeypatch.delenv(name)
+    with pytest.raises(ConfigError, match=f"{name}: is missing where WORLD_SIZE is 2; start with deepspeed or torch"):
+        read_ranks()
+    set_environment(monkeypatch, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    assert read_ranks() == Ranks(rank=0, world_size=1, local_rank=0)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +136,13 @@ def test_a_missing_or_senseless_variable_is_named_with_the_remedy(name: str) -> 
         slurm_environment(without | MASTER)
     with pytest.raises(ConfigError, match=f"{name}: 'two' is no number; start the ranks with srun"):
         slurm_environment(TASK_3_OF_4 | MASTER | {name: "two"})
+
+
+def test_a_task_whose_container_hides_the_step_does_not_believe_to_be_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_environment(monkeypatch, BATCH_SCRIPT | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1"})
+    message = r"SLURM_STEP_NUM_TASKS: is missing inside a Slurm step; .*a container must let SLURM_\* through"
+    with pytest.raises(ConfigError, match=message):
+        read_ranks()
 
 
 def test_variables_that_contradict_each_other_are_refused() -> None:
@@ -252,6 +285,26 @@ def test_a_task_alone_with_its_mistake_tells_it_and_so_does_task_0() -> None:
     first = start_mistake(TASK_1_OF_2 | {"SLURM_PROCID": "0"}, "0.1", "60")
     assert first.communicate(timeout=30)[1] == "error: key: is wrong; mend it\n"
     assert first.returncode == 2
+
+
+def test_a_program_in_a_task_without_its_rank_ends_with_one_line(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment |= {name: value for name, value in TASK_3_OF_4.items() if name != "SLURM_PROCID"}
+    command = [sys.executable, "doge_ds/train_proxy.py", "--config", "ds_configs/runs/demo_proxy.json"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("error:") == 1
+    assert "error: environment variable SLURM_PROCID: is missing inside a Slurm step; " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 SAVED = """

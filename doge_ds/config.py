@@ -4,12 +4,14 @@ The run configuration owns batch sizes, learning rate, schedule, clipping and st
 points to owns precision, ZeRO, communication, offload and monitors; `training/deepspeed_config.py` joins the two.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_json
 
 from doge_ds.errors import ConfigError, nearest
 
@@ -96,6 +98,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class SelectionConfig(_Section):
+    """Scores from some of the model's tensors only, chosen by their cancellation effect (arXiv 2310.15393v1)."""
+
+    steps: int = Field(ge=1, description="First steps of the run, plain training, in which the effect is measured.")
+    tensors: int = Field(
+        description="How many to keep: those with the smallest cancellation effect; negative: with the largest."
+    )
+
+    @model_validator(mode="after")
+    def _some_are_kept(self) -> Self:
+        if self.tensors == 0:
+            raise ValueError("tensors 0 keeps none")
+        return self
+
+
 class DogeConfig(_Section):
     """How the proxy learns the domain weights (arXiv 2310.15393); `reweight/doge.py` has the mathematics."""
 
@@ -120,6 +137,28 @@ class DogeConfig(_Section):
     clip: tuple[float, float] | None = Field(
         default=None, strict=False, description="Smallest and largest score; null: off. Set by the preset."
     )
+    update_every: int = Field(
+        default=1, ge=1, description="Steps between updates of the weights; the others train on the weighted loss."
+    )
+    domains_per_step: int | None = Field(
+        default=None, ge=1, description="Train domains in one step, a fair subset that changes; by default all."
+    )
+    absent_score_decay: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="A domain absent from a step has its last score, drawn towards the mean of the step's scores by "
+        "this factor for each update since; 1: held, 0: the mean.",
+    )
+    selection: SelectionConfig | None = Field(
+        default=None, description='Score with some tensors only, as {"steps": 1000, "tensors": 10}; null: with all.'
+    )
+    gradient_store: Literal["device", "cpu"] = Field(
+        default="device", description="Where the rows of domain gradients are kept; cpu: pinned memory of the host."
+    )
+    gradient_dtype: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="Precision of the rows; by default that in which DeepSpeed accumulates gradients."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +173,8 @@ class DogeConfig(_Section):
             raise ValueError(f"target {self.target} must name at least one domain, and none twice")
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             raise ValueError(f"clip {list(self.clip)} is no range")
+        if self.domains_per_step == 1 and self.target in ("all", "others"):
+            raise ValueError(f"domains_per_step 1 leaves no pairs for target {self.target!r}, which compares domains")
         return self
 
 
@@ -154,6 +195,12 @@ class ProxyConfig(RunConfig):
 
     training: ProxyTrainingConfig
     doge: DogeConfig = Field(default_factory=DogeConfig)
+
+    @model_validator(mode="after")
+    def _selection_leaves_steps(self) -> Self:
+        if self.doge.selection and self.doge.selection.steps >= self.training.steps:
+            raise ValueError(f"selection.steps {self.doge.selection.steps} leaves none of {self.training.steps} steps")
+        return self
 
 
 class BaseConfig(RunConfig):
@@ -217,6 +264,14 @@ def for_publication(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "deepspeed": deepspeed}
 
 
+def config_hash(config: RunConfig | Mapping[str, Any]) -> str:
+    """16 hex digits of a resolved configuration, or of what config.json holds of one.
+
+    A version with further keys reads defaults into an older file; the hash of the file's own values stays the same.
+    """
+    return hashlib.sha256(to_json(config, inf_nan_mode="null")).hexdigest()[:16]
+
+
 def _override(values: dict[str, Any], setting: str) -> None:
     """Write one `section.key=value` into the raw values."""
     keys, equals, text = setting.partition("=")
@@ -243,8 +298,9 @@ def _first_mistake(kind: type[BaseModel], path: Path, error: ValidationError) ->
         return ConfigError(
             f"{path}: {'.'.join(location)}", "unknown key", nearest(location[-1], _keys(kind, location[:-1]))
         )
-    # Inside a choice of types pydantic adds the name of the type that it tried; a user knows section and key only.
-    key = ".".join(location[:2]) or "the file"
+    # Inside a choice of types pydantic adds the name of the type that it tried; a user knows sections and keys only.
+    known = next((n for n in range(len(location)) if location[n] not in _keys(kind, location[:n])), len(location))
+    key = ".".join(location[:known]) or "the file"
     if first["type"] == "missing":
         return ConfigError(f"{path}: {key}", "is missing", "add it")
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -257,7 +313,9 @@ def _keys(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
     """Valid keys of a section."""
     for section in sections:
         annotation = kind.model_fields[section].annotation if section in kind.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        choices = [choice for choice in (annotation, *get_args(annotation)) if isinstance(choice, type)]
+        inner = next((choice for choice in choices if issubclass(choice, BaseModel)), None)
+        if inner is None:
             return []
-        kind = annotation
+        kind = inner
     return list(kind.model_fields)

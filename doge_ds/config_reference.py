@@ -97,6 +97,7 @@ def reference_tables() -> dict[str, str]:
         "training.proxy": _table(sections[ProxyTrainingConfig.__name__], _own_fields(ProxyTrainingConfig)),
         "training.base": _table(base["$defs"][BaseTrainingConfig.__name__], _own_fields(BaseTrainingConfig)),
         "doge": _table(sections["DogeConfig"]),
+        "doge.selection": _table(sections["SelectionConfig"]),
         "presets": _presets_table(),
     }
 

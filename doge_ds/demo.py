@@ -107,8 +107,8 @@ def summarize(seconds: dict[str, float]) -> dict[str, Any]:
             "is_target": domain == TARGET,
             "perplexity_uniform": uniform["perplexity"],
             "perplexity_doge": doge["perplexity"],
-            "difference": doge["perplexity"] - uniform["perplexity"],
-            "log_perplexity_difference": doge["log_perplexity"] - uniform["log_perplexity"],
+            "difference": _difference(doge["perplexity"], uniform["perplexity"]),
+            "log_perplexity_difference": _difference(doge["log_perplexity"], uniform["log_perplexity"]),
         }
     return {
         "domains": domains,
@@ -123,11 +123,18 @@ def table(summary: dict[str, Any]) -> str:
     lines = [f"{'domain':<14}  {'weight':>8}  {'uniform':>10}  {'DoGE':>10}  {'difference':>10}"]
     for name, row in rows:
         weight = "target" if row["is_target"] else f"{row['weight']:.3f}"
-        lines.append(
-            f"{name:<14}  {weight:>8}  {row['perplexity_uniform']:>10.2f}  {row['perplexity_doge']:>10.2f}  "
-            f"{row['difference']:>+10.2f}"
-        )
+        cells = [_cell(row["perplexity_uniform"]), _cell(row["perplexity_doge"]), _cell(row["difference"], "+.2f")]
+        lines.append("  ".join([f"{name:<14}", f"{weight:>8}", *(f"{cell:>10}" for cell in cells)]))
     return "\n".join(["held-out perplexity of two base models", *lines])
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    """None where a model diverged or cost more than a number can hold: its results have null there."""
+    return None if value is None or other is None else value - other
+
+
+def _cell(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _environment() -> dict[str, str]:

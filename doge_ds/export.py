@@ -1,15 +1,17 @@
 """A base run's checkpoint as a Hugging Face folder: what every base run ends with, and `doge-ds export` on demand."""
 
 import argparse
-import json
+import os
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from doge_ds.config import BaseConfig, for_publication, load_config
 from doge_ds.data.order import MixtureOrder, Segment
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, RunError, StoreError
+from doge_ds.reporting.run_files import Facts, read_facts
 
 _EXAMPLES = """examples:
   doge-ds export runs/base --output hf_bf16 --dtype bfloat16
@@ -33,10 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`doge-ds export`: write the folder and say where it is."""
-    if arguments.output.exists():
+    if os.path.lexists(arguments.output):
         raise ConfigError(f"--output {arguments.output}", "exists, and is not touched", "name another folder")
-    if not arguments.output.absolute().parent.is_dir():
-        raise ConfigError(f"--output {arguments.output}", "would stand in a folder that is not there", "make it first")
     export_run(arguments.run, arguments.output, arguments.dtype, arguments.step, arguments.data)
     print(f"written: {arguments.output}")
     return 0
@@ -55,13 +55,15 @@ def export_run(
         data: the token store, where it is not the one that the run names.
 
     Raises:
-        RunError: no base run, or no such checkpoint.
+        RunError: no base run, no such checkpoint, or one that cannot be read or does not fit config.json.
         StoreError: not the store that the run was trained on.
+        ConfigError: the output cannot be written there, or run.json or config.json cannot be read.
     """
-    config, facts = _read_run(run)
+    _check_place(output)
+    config, facts, mixture = _read_run(run)
     store = TokenStore(data or config.data.path)
-    if store.fingerprint() != facts["store"]:
-        problem = f"is not the store {facts['store']} that {run} was trained on"
+    if store.fingerprint() != facts.store:
+        problem = f"is not the store {facts.store} that {run} was trained on"
         raise StoreError(str(store.path), problem, "give that one with --data")
     checkpoint = _choose_checkpoint(run / "checkpoints", step)
 
@@ -77,11 +79,11 @@ def export_run(
     model = model_config(config.model, tokenizer.vocabulary_size, tokenizer.end_of_text_id, length)
     done = int(checkpoint.name.removeprefix("step"))
     dtype = dtype or config.training.export_dtype
-    counts = base_order(store, config, facts["mixture"]).counts(done * config.training.global_batch_size)
+    counts = base_order(store, config, mixture).counts(done * config.training.global_batch_size)
     card = model_card(
         run.absolute().name,
         for_publication(config.model_dump(mode="json")),
-        facts,
+        facts.model_dump(),
         parameter_count(model),
         done,
         {name: count * length for name, count in counts.items()},
@@ -97,25 +99,36 @@ def base_order(store: TokenStore, config: BaseConfig, mixture: Mapping[str, floa
     return MixtureOrder(counts, [Segment(start_sample=0, weights=mixture)], config.training.seed)
 
 
-def _read_run(run: Path) -> tuple[BaseConfig, dict[str, Any]]:
-    """Its resolved configuration and its facts."""
+def _check_place(output: Path) -> None:
+    """Raises ConfigError where no folder can be made."""
+    try:
+        # Only writing shows whether one can: rights say little on network and read-only file systems.
+        tempfile.TemporaryDirectory(dir=output.absolute().parent).cleanup()
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+        remedy = "name a folder inside one that is there and yours"
+        raise ConfigError(str(output), problem, remedy) from None
+
+
+def _read_run(run: Path) -> tuple[BaseConfig, Facts, Mapping[str, float]]:
+    """Its resolved configuration, its facts, and of these the mixture."""
     if not (run / "run.json").is_file():
         raise RunError(str(run), "is no run directory: it has no run.json", "name one that train_base.py made")
-    try:
-        facts: dict[str, Any] = json.loads((run / "run.json").read_text())
-    except ValueError:
-        raise RunError(f"{run}/run.json", "is damaged", "restore it from a copy") from None
-    if facts.get("program") != "train_base":
-        raise RunError(str(run), f"is a run of {facts.get('program')}", "name one that train_base.py made")
-    return load_config(BaseConfig, run / "config.json"), facts
+    facts = read_facts(run)
+    if facts.program != "train_base":
+        raise RunError(str(run), f"is a run of {facts.program}", "name one that train_base.py made")
+    if not facts.mixture:
+        raise RunError(f"{run / 'run.json'}: mixture", "is missing", "restore the file from a copy")
+    return load_config(BaseConfig, run / "config.json"), facts, facts.mixture
 
 
 def _choose_checkpoint(folder: Path, step: int | None) -> Path:
     """The folder of the latest checkpoint, or of that step's."""
     pointer = folder / "latest"
-    latest = pointer.read_text().strip() if pointer.is_file() else ""
+    latest = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    names = [path.name for path in folder.glob("step*") if re.fullmatch(r"step\d{8}", path.name)]
     # A later folder than the latest one was begun and never finished.
-    whole = sorted(path.name for path in folder.glob("step*") if path.name <= latest)
+    whole = sorted(name for name in names if name <= latest)
     chosen = latest if step is None else f"step{step:08d}"
     if chosen not in whole:
         steps = ", ".join(str(int(name.removeprefix("step"))) for name in whole) or "none"

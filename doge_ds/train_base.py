@@ -88,7 +88,13 @@ def check(options: RunArguments) -> BaseJob:
         "global_batch_size", training.global_batch_size, training.micro_batch_size, ranks.world_size
     )
     tokenizer = store.manifest.tokenizer
-    model = model_config(config.model, tokenizer.vocabulary_size, tokenizer.end_of_text_id, data.sequence_length)
+    model = model_config(
+        config.model,
+        tokenizer.vocabulary_size,
+        tokenizer.end_of_text_id,
+        data.sequence_length,
+        tokenizer_sha256=tokenizer.sha256,
+    )
     deepspeed_config = complete_deepspeed_config(
         config.deepspeed, training, stage=3, micro_batch_size=size, accumulation_steps=count, ranks=ranks
     )
@@ -144,7 +150,7 @@ def train(job: BaseJob) -> bool:
         values = {"loss": losses.step_mean, "learning_rate": learning_rate, "applied": engine.was_step_applied()}
         if run.is_logged(step):
             values |= losses.since_last_call() | shares(job, step + 1)
-        run.log(step, tokens, values, shown="")
+        run.log(step, tokens, tokens * (step + 1), values, shown="")
         if checkpoints.is_due(step) or stop:
             checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "losses": losses.state_dict()})
         if stop and step + 1 < config.training.steps:

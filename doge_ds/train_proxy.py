@@ -15,20 +15,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from doge_ds.command_line import RunArguments, read_run_arguments
-from doge_ds.config import ProxyConfig, load_config
+from doge_ds.config import ProxyConfig, config_hash, load_config
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, DivergedError, nearest
+from doge_ds.json_files import write_json
 from doge_ds.mixture import mixture_from_weights, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.reweight.doge import DomainWeights, Proposal
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
-from doge_ds.training.domain_gradients import DomainGradients, StepSummary
+from doge_ds.training.domain_gradients import DomainGradients, StepSummary, UpdateSummary
 from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
 from doge_ds.training.launch import Ranks, finish, quieten_libraries, read_ranks, run_program, start_process_group
 from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count
 from doge_ds.training.monitor import monitor_settings
-from doge_ds.training.run import Run, RunDirectory, config_hash
+from doge_ds.training.run import Run, RunDirectory
+from doge_ds.training.selection import TensorSelection
 from doge_ds.training.throughput import Throughput
 
 
@@ -71,7 +73,13 @@ def check(options: RunArguments) -> ProxyJob:
         "sequences_per_domain", training.sequences_per_domain, training.micro_batch_size, ranks.world_size
     )
     tokenizer = store.manifest.tokenizer
-    model = model_config(config.model, tokenizer.vocabulary_size, tokenizer.end_of_text_id, data.sequence_length)
+    model = model_config(
+        config.model,
+        tokenizer.vocabulary_size,
+        tokenizer.end_of_text_id,
+        data.sequence_length,
+        tokenizer_sha256=tokenizer.sha256,
+    )
     deepspeed_config = complete_deepspeed_config(
         config.deepspeed, training, stage=2, micro_batch_size=micro_batch_size, accumulation_steps=1, ranks=ranks
     )
@@ -86,6 +94,9 @@ def check(options: RunArguments) -> ProxyJob:
         seed=training.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        domains_per_step=config.doge.domains_per_step,
+        update_every=config.doge.update_every,
+        first_update=config.doge.selection.steps if config.doge.selection else 0,
     )
     monitors = monitor_settings(config.deepspeed, options.output)
     facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
@@ -99,7 +110,7 @@ def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], l
     """Domains to train on, and the targets where they are named.
 
     Raises:
-        ConfigError: a train or target domain that the store lacks, or none to train on.
+        ConfigError: a train or target domain that the store lacks, none to train on, or fewer than a step shall have.
     """
     targets = config.doge.target if isinstance(config.doge.target, list) else []
     train = config.data.train_domains or [name for name in store.domains if name not in targets]
@@ -109,76 +120,119 @@ def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], l
                 raise ConfigError(key, f"{name!r} is not in {store.path}", nearest(name, store.domains))
     if not train:
         raise ConfigError("data.train_domains", "every domain of the store is a target", "name the domains to train on")
+    per_step = config.doge.domains_per_step or len(train)
+    if per_step > len(train):
+        raise ConfigError("doge.domains_per_step", f"is {per_step} of {len(train)} train domains", "leave it out")
+    if per_step < len(train) and (both := sorted(set(train) & set(targets))):
+        problem = f"names the train domain {both[0]!r}, which most steps would not have (doge.domains_per_step)"
+        raise ConfigError("doge.target", problem, "take it out of data.train_domains, or leave domains_per_step out")
     return train, targets
 
 
-def train(job: ProxyJob) -> bool:
-    """The proxy loop; whether it came to its end (or was asked to stop, and saved)."""
-    config, loader, directory = job.config, job.loader, job.directory
+@dataclass(frozen=True)
+class Proxy:
+    """What a run trains and learns, on this rank."""
+
+    engine: Any
+    gradients: DomainGradients
+    selection: TensorSelection
+    weights: DomainWeights
+    checkpoints: Checkpoints
+
+    def save(self, step: int, data: dict[str, Any]) -> None:
+        """A checkpoint after `step` steps: model, weights, selection and the state of the data in one."""
+        state = {"weights": self.weights.state_dict(), "selection": self.selection.state_dict(), "data": data}
+        self.checkpoints.save(self.engine, step, state)
+
+
+def start(job: ProxyJob) -> tuple[Proxy, Run]:
+    """Model, engine and weights, as they begin or as the latest checkpoint has them, and the run directory."""
+    config, directory = job.config, job.directory
     if is_speaker := job.ranks.rank == 0:
         _print_plan(job)
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
     engine = start_engine(model, job.deepspeed_config, config.training)
-    gradients = DomainGradients(engine, loader.row_names, len(job.train_domains), config.training.seed)
-    weights = DomainWeights(job.train_domains, loader.row_names, config.doge)
+    targets = len(job.loader.row_names) - len(job.train_domains)
+    gradients = DomainGradients(engine, job.train_domains, targets, config.training.seed, config.doge)
+    selection = TensorSelection(engine, gradients, config.doge.selection)
+    weights = DomainWeights(job.train_domains, job.loader.row_names, config.doge)
     if is_speaker:  # not before DeepSpeed has accepted its configuration
         directory.create()
     checkpoints = Checkpoints(directory.checkpoints, config.training)
-    first_step = _resume(job, checkpoints.load(engine), weights)
+    state = checkpoints.load(engine)
+    if state is not None:
+        job.loader.check_state(state["data"])
+        weights.load_state_dict(state["weights"])
+        selection.load_state_dict(state["selection"])
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
     )
-    run = Run(directory, first_step, config.training, job.monitors, throughput, is_speaker)
-    tokens = len(loader.row_names) * config.training.sequences_per_domain * config.data.sequence_length
+    run = Run(directory, state["step"] if state else 0, config.training, job.monitors, throughput, is_speaker)
+    return Proxy(engine, gradients, selection, weights, checkpoints), run
+
+
+def train(job: ProxyJob) -> bool:
+    """The proxy loop; whether it came to its end (or was asked to stop, and saved)."""
+    loader, steps = job.loader, job.config.training.steps
+    proxy, run = start(job)
+    gradients, weights = proxy.gradients, proxy.weights
 
     for step in run.steps():
-        for row, micro_batches in loader.domain_batches(step):
-            gradients.collect(step, row, micro_batches)
-        summary = gradients.reduce(stop=run.stop_requested)
-        learning_rate = engine.get_lr()[0]
-        proposal = weights.propose(summary.gram, learning_rate)
-        gradients.apply(proposal.coefficients)
-        engine.step()
-        if engine.was_step_applied():
+        batches = loader.domain_batches(step)
+        learning_rate = proxy.engine.get_lr()[0]
+        proposal: Proposal | None = None
+        summary: StepSummary
+        if loader.is_update(step):
+            for row, micro_batches in batches:
+                gradients.collect(step, row, micro_batches)
+            summary = update = gradients.reduce(stop=run.stop_requested)
+            proposal = weights.propose(update.gram, update.rows, learning_rate, update.squared_norms)
+            gradients.apply(proposal.coefficients)
+        else:
+            coefficients = weights.coefficients([row for row, _ in batches])
+            summary = gradients.train(step, batches, coefficients, stop=run.stop_requested)
+        was_applied = proxy.selection.step(step)
+        if proposal and was_applied:
             weights.accept(proposal)
-        values: dict[str, Any] = {"loss": float(summary.losses[: len(job.train_domains)].mean())}
+        values: dict[str, Any] = {"loss": mean_loss(summary, job.train_domains)}
         if run.is_logged(step):
-            values |= step_metrics(weights, proposal, summary, loader.row_names)
-            values |= {"learning_rate": learning_rate, "applied": engine.was_step_applied()}
-        run.log(step, tokens, values, shown=_shown(weights))
-        if checkpoints.is_due(step) or summary.stop:
-            checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "weights": weights.state_dict()})
-        if summary.stop and step + 1 < config.training.steps:
+            values |= step_metrics(weights, proposal, summary)
+            values |= {"learning_rate": learning_rate, "applied": was_applied}
+        tokens = [loader.samples(number) * job.config.data.sequence_length for number in (step, step + 1)]
+        run.log(step, tokens[1] - tokens[0], tokens[1], values, shown=_shown(weights))
+        if proxy.checkpoints.is_due(step) or summary.stop:
+            proxy.save(step + 1, loader.state(step + 1))
+        if summary.stop and step + 1 < steps:
             run.report_stop(step)
             return False
 
-    if is_speaker:
-        _write_mixture(job, weights)
+    if job.ranks.rank == 0:
+        _write_results(job, proxy)
     return True
 
 
-def _resume(job: ProxyJob, state: dict[str, Any] | None, weights: DomainWeights) -> int:
-    """Take over a checkpoint's state, where there is one; the steps that it has behind it."""
-    if state is None:
-        return 0
-    job.loader.check_state(state["data"])
-    weights.load_state_dict(state["weights"])
-    return int(state["step"])
+def mean_loss(summary: StepSummary, train_domains: Sequence[str]) -> float:
+    """Plain mean over the train domains that the step has."""
+    found = [loss for name, loss in zip(summary.rows, summary.losses.tolist(), strict=True) if name in train_domains]
+    return float(sum(found) / len(found))
 
 
-def step_metrics(
-    weights: DomainWeights, proposal: Proposal, summary: StepSummary, row_names: Sequence[str]
-) -> dict[str, Any]:
-    """What metrics.jsonl says of one step beside its mean loss and learning rate."""
-    train_domains = weights.train_domains
-    losses = summary.losses.tolist()
-    values: dict[str, Any] = {f"loss/{name}": loss for name, loss in zip(row_names, losses, strict=True)}
+def step_metrics(weights: DomainWeights, proposal: Proposal | None, summary: StepSummary) -> dict[str, Any]:
+    """What metrics.jsonl says of one step beside its mean loss and learning rate; less between updates."""
+    values: dict[str, Any] = {
+        f"loss/{name}": loss for name, loss in zip(summary.rows, summary.losses.tolist(), strict=True)
+    }
     values |= {f"weight/{name}": weight for name, weight in weights.current().items()}
     values |= {f"mean_weight/{name}": weight for name, weight in weights.mean().items()}
-    values |= {f"score/{name}": score for name, score in zip(train_domains, proposal.scores.tolist(), strict=True)}
+    if proposal is None or not isinstance(summary, UpdateSummary):
+        return values
+    scores = zip(weights.train_domains, proposal.scores.tolist(), proposal.present.tolist(), strict=True)
+    values |= {f"score/{name}": score for name, score, is_present in scores if is_present}
     norms = proposal.gradient_norms.tolist()
-    values |= {f"gradient_norm/{name}": norm for name, norm in zip(row_names, norms, strict=True)}
+    values |= {f"gradient_norm/{name}": norm for name, norm in zip(summary.rows, norms, strict=True)}
     values["gram"] = summary.gram.tolist()
+    if not bool(proposal.present.all()):
+        values["gram_rows"] = summary.rows
     return values
 
 
@@ -189,12 +243,12 @@ def _shown(weights: DomainWeights) -> str:
 
 
 def _needs(job: ProxyJob) -> list[DomainNeed]:
-    """What the whole run reads for every row; all rows get the same number of sequences, whatever the weights."""
-    needed = job.config.training.steps * job.config.training.sequences_per_domain
-    start = 1 / len(job.train_domains)
+    """What the whole run reads for every row; train domains get the same number of sequences, whatever the weights."""
+    needed, available = job.loader.needs(job.config.training.steps), job.loader.available()
+    weight = 1 / len(job.train_domains)
     return [
-        DomainNeed(row, start if row in job.train_domains else None, needed, round(needed / epochs))
-        for row, epochs in job.loader.epochs(job.config.training.steps).items()
+        DomainNeed(row, weight if row in job.train_domains else None, count, available[row])
+        for row, count in needed.items()
     ]
 
 
@@ -204,13 +258,21 @@ def _print_plan(job: ProxyJob) -> None:
     print(plan_table(_needs(job)), flush=True)
 
 
-def _write_mixture(job: ProxyJob, weights: DomainWeights) -> None:
-    """RUN/mixture.json; its presence says that the run is finished. Raises DivergedError where no step counted."""
-    if skipped := job.config.training.steps - weights.count:
-        print(f"{skipped} of {job.config.training.steps} steps were skipped: their gradients were not finite")
+def _write_results(job: ProxyJob, proxy: Proxy) -> None:
+    """RUN/selection.json where tensors were selected; RUN/mixture.json, whose presence says that the run is finished.
+
+    Raises:
+        DivergedError: no step counted.
+    """
+    weights = proxy.weights
+    updates = sum(job.loader.is_update(step) for step in range(job.config.training.steps))
+    if skipped := updates - weights.count:
+        print(f"{skipped} of {updates} updates were skipped: their gradients were not finite")
     if not weights.count:
         remedy = "lower training.learning_rate, or look for damaged text"
         raise DivergedError(str(job.directory.path), "every step was skipped, so no weights were learned", remedy)
+    if job.config.doge.selection:
+        write_json(job.directory.path / "selection.json", proxy.selection.facts())
     source = {
         "method": "doge",
         "run": str(job.directory.path),

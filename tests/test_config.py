@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doge_ds.config import BaseConfig, ProxyConfig, for_publication, load_config
+from doge_ds.config import BaseConfig, ProxyConfig, config_hash, for_publication, load_config
 from doge_ds.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,15 @@ def test_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     config = load_config(ProxyConfig, write(tmp_path, {**PROXY, "doge": {"target": ["x"], "preset": "paper"}}))
     again = load_config(ProxyConfig, write(tmp_path, config.model_dump(mode="json")))
     assert again == config
+
+
+def test_the_hash_changes_with_any_key_and_a_resolved_configuration_keeps_it(tmp_path: Path) -> None:
+    path = write(tmp_path, {**PROXY, "doge": {"target": ["\N{GREEK SMALL LETTER ALPHA}"], "mu": 1e-7}})
+    config = load_config(ProxyConfig, path)
+    resolved = write(tmp_path, config.model_dump(mode="json"))
+    assert config_hash(load_config(ProxyConfig, resolved)) == config_hash(config)
+    assert config_hash(json.loads(resolved.read_text())) == config_hash(config)
+    assert config_hash(load_config(ProxyConfig, resolved, ["training.seed=1"])) != config_hash(config)
 
 
 def test_settings_replace_and_add(tmp_path: Path) -> None:
@@ -91,6 +100,21 @@ def changed(section: str, key: str, value: object) -> dict:
         ),
         (changed("doge", "clip", [5, 0]), "clip [5.0, 0.0] is no range"),
         (changed("doge", "mu", 0), "doge.mu: 0 cannot stand; it should be greater than 0"),
+        (changed("doge", "selection", {"steps": 3, "tensors": 0}), "doge.selection: tensors 0 keeps none"),
+        (changed("doge", "selection", {"steps": 3}), "doge.selection.tensors: is missing"),
+        (
+            changed("doge", "selection", {"steps": 3, "tensor": 1}),
+            "doge.selection.tensor: unknown key; did you mean 'tensors'?",
+        ),
+        (changed("doge", "selection", {"steps": 0, "tensors": 1}), "doge.selection.steps: 0 cannot stand"),
+        (changed("doge", "selection", {"steps": 10, "tensors": 3}), "selection.steps 10 leaves none of 10 steps"),
+        (changed("doge", "update_every", 0), "doge.update_every: 0 cannot stand"),
+        (changed("doge", "absent_score_decay", 1.5), "doge.absent_score_decay: 1.5 cannot stand"),
+        (changed("doge", "gradient_store", "disk"), 'doge.gradient_store: "disk" cannot stand'),
+        (
+            {**PROXY, "doge": {"target": "others", "domains_per_step": 1}},
+            "domains_per_step 1 leaves no pairs for target 'others'",
+        ),
         (changed("data", "sequence_length", 1), "data.sequence_length: 1 cannot stand"),
         ({key: value for key, value in PROXY.items() if key != "data"}, "data: is missing; add it"),
         ("[1, 2]", "holds no JSON object"),

@@ -41,6 +41,17 @@ def test_summary_puts_both_bases_side_by_side_and_marks_the_target(folder: Path)
     assert "illustration" in summary["note"]
 
 
+def test_a_model_that_diverged_has_dashes_in_the_table(folder: Path) -> None:
+    domains = {domain: {"log_perplexity": None, "perplexity": None} for domain in LOGS["doge"]}
+    (folder / "base_doge/results.json").write_text(json.dumps({"perplexity": {"domains": domains}}))
+    summary = demo.summarize({})
+    assert summary["domains"]["python"]["difference"] is None
+    assert summary["domains"]["python"]["log_perplexity_difference"] is None
+    lines = demo.table(summary).splitlines()
+    assert lines[-1].split() == ["descriptions", "target", "128.00", "-", "-"]
+    assert len({len(line) for line in lines[1:]}) == 1
+
+
 def test_a_stage_runs_again_when_what_it_is_made_from_is_newer(folder: Path) -> None:
     result, source = folder / "base_doge/results.json", folder / "proxy/mixture.json"
     os.utime(source, (100, 100))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from doge_ds.cli import main
+from doge_ds.data.tokens import TokenStore
 from tests.distributed.small_runs import small_store
 
 
@@ -50,11 +51,51 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_what_is_no_base_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "hf"
     assert f"{tmp_path / 'nowhere'}: is no run directory" in refusal(capsys, tmp_path / "nowhere", "--output", output)
-    (run / "run.json").write_text('{"program": "train_proxy"}')
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "program": "train_proxy"}))
     assert f"{run}: is a run of train_proxy" in refusal(capsys, run, "--output", output)
-    (run / "run.json").write_text('{"program": ')
-    assert f"{run}/run.json: is damaged" in refusal(capsys, run, "--output", output)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"program": ', "run.json, line 1, column 13: is no JSON"),
+        ("[1]", "run.json: holds no JSON object"),
+        ('{"program": "train_base"}', "run.json: ranks: is damaged (Field required)"),
+        ('{"program": "x", "ranks": 1}', "run.json: program: is damaged"),
+        (
+            '{"program": "train_base", "ranks": 1, "store": "0", "tokenizer_sha256": "0"}',
+            "run.json: mixture: is missing",
+        ),
+        ('{"program": "train_base", "ranks": 1, "store": 7, "tokenizer_sha256": "0"}', "run.json: store: is damaged"),
+    ],
+)
+def test_damaged_facts_are_one_line(
+    run: Path, tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "run.json").write_text(text)
+    assert f"{run}/{words}" in refusal(capsys, run, "--output", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("mixture", [{"nowhere": 1.0}, {"a": 0.5}, {"a": -1.0, "b": 2.0}, {"a": float("nan")}])
+def test_a_mixture_that_is_none_of_the_store_is_one_line(
+    run: Path, store: Path, tmp_path: Path, mixture: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "store": TokenStore(store).fingerprint(), "mixture": mixture}))
+    refusal(capsys, run, "--output", tmp_path / "hf")
+
+
+def test_a_checkpoint_without_its_files_is_one_line(
+    run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "store": TokenStore(store).fingerprint()}))
+    printed = refusal(capsys, run, "--output", tmp_path / "hf", "--step", 5)
+    assert f"{run}/checkpoints/step00000005: cannot be read (can't find *_model_states.pt" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_another_store_is_refused(run: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +110,9 @@ def test_a_step_without_a_whole_checkpoint_is_refused(
     for step in (7, 15):
         printed = refusal(capsys, run, "--output", tmp_path / "hf", "--step", step)
         assert f"has no checkpoint of step {step}; the steps there are: 5, 10" in printed
+    for name in ("step00000001.bak", "step1", "stepping"):
+        (run / "checkpoints" / name).mkdir()
+    assert "the steps there are: 5, 10\n" in refusal(capsys, run, "--output", tmp_path / "hf", "--step", 1)
     (run / "checkpoints/latest").unlink()
     assert "has no checkpoint; the steps there are: none" in refusal(capsys, run, "--output", tmp_path / "hf")
 
@@ -76,4 +120,21 @@ def test_a_step_without_a_whole_checkpoint_is_refused(
 def test_nothing_is_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis").mkdir()
     assert "thesis: exists, and is not touched" in refusal(capsys, run, "--output", tmp_path / "thesis")
-    assert "stand in a folder that is not there" in refusal(capsys, run, "--output", tmp_path / "nowhere/hf")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    assert "link: exists, and is not touched" in refusal(capsys, run, "--output", tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("nowhere/hf", "cannot be written (No such file or directory)"),
+        ("file/hf", "cannot be written (Not a directory)"),
+        ("/proc/hf", "cannot be written ("),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_out_before_anything_is_read(
+    run: Path, tmp_path: Path, output: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (run / "run.json").write_text("damaged too")
+    assert f"{tmp_path / output}: {words}" in refusal(capsys, run, "--output", tmp_path / output)

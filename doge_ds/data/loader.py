@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from doge_ds.data.order import FORMAT_VERSION, DomainOrder, Int64Array, MixtureOrder, Part, slots_of_rank
+from doge_ds.data.subsets import DomainSubsets
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import RunError
 
@@ -49,10 +50,9 @@ class MixtureBatch:
 class _Loader(ABC, Generic[Batch]):
     """What both loaders share: the thread that prepares the next batches, and the state that a checkpoint keeps."""
 
-    def __init__(self, ahead: int, samples_per_step: int, identity: list[Any]) -> None:
-        """Args: how many batches to prepare ahead; samples in one; JSON of all that decides what is in them."""
+    def __init__(self, ahead: int, identity: list[Any]) -> None:
+        """Args: how many batches to prepare ahead; JSON of all that decides what is in them."""
         self._ahead = ahead
-        self._samples_per_step = samples_per_step
         self._fingerprint = hashlib.sha256(json.dumps([FORMAT_VERSION, *identity]).encode()).hexdigest()[:16]
         self._pending: dict[int, Future[Batch]] = {}
         # One worker, so that batches come in turn. At exit Python waits for the `ahead` batches at most: milliseconds.
@@ -64,7 +64,11 @@ class _Loader(ABC, Generic[Batch]):
         The fingerprint covers the store, the order and how many samples a step takes. It does not cover the number of
         ranks or the micro-batch size: these may change when a run resumes.
         """
-        return {"samples_seen": step * self._samples_per_step, "fingerprint": self._fingerprint}
+        return {"samples_seen": self.samples(step), "fingerprint": self._fingerprint}
+
+    @abstractmethod
+    def samples(self, steps: int) -> int:
+        """Sequences in the first `steps` steps, over all ranks."""
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raises RunError where `state` is of other data, another order or another number of samples a step."""
@@ -113,11 +117,13 @@ class _Row:
 
 
 class ProxyLoader(_Loader[DomainBatches]):
-    """The proxy's batches: in every step each row gets `sequences_per_domain` sequences, over all ranks together.
+    """The proxy's batches: each row of a step gets `sequences_per_domain` sequences, over all ranks together.
 
     Rows are the train domains; then the target domains that are not train domains; then, with `mix`, MIX_ROW, drawn
     evenly from all train domains. Its sequences are reserved for the whole run (`DomainOrder`), so no other row ever
-    has them (the authors' universal runs reserve a slice likewise).
+    has them (the authors' universal runs reserve a slice likewise). A step has all train domains, or with
+    `domains_per_step` a subset; the other rows come in the steps that update the weights. A row goes on where its last
+    step ended, whenever that was.
 
     Attributes:
         row_names: the rows' names, in the order of `domain_batches`.
@@ -135,16 +141,22 @@ class ProxyLoader(_Loader[DomainBatches]):
         seed: int,
         rank: int,
         world_size: int,
+        domains_per_step: int | None = None,
+        update_every: int = 1,
+        first_update: int = 0,
     ) -> None:
         """Args: see the run configuration; `sequence_length` in tokens; `rank` from 0 to world_size - 1.
 
         Raises:
             StoreError: a domain is not in the store, or has too few sequences.
-            ValueError: `sequences_per_domain` is no multiple of ranks x micro-batch, or there is no such rank.
+            ValueError: `sequences_per_domain` is no multiple of ranks x micro-batch, there is no such rank, or there
+                are fewer train domains than `domains_per_step`.
         """
         _check_sizes(sequences_per_domain, micro_batch_size, rank, world_size)
         self._sequences_per_domain = sequences_per_domain
         self._micro_batch_size = micro_batch_size
+        self._update_every, self._first_update = update_every, first_update
+        self._subsets = DomainSubsets(len(train_domains), domains_per_step or len(train_domains), seed)
         share = sequences_per_domain // world_size
         self._of_rank = np.arange(rank * share, (rank + 1) * share)
 
@@ -169,8 +181,16 @@ class ProxyLoader(_Loader[DomainBatches]):
             self.row_names,
             len(train_domains),
             sequences_per_domain,
+            self._subsets.per_step,
+            update_every,
+            first_update,
         ]
-        super().__init__(1, sequences_per_domain * len(self._rows), identity)
+        super().__init__(1, identity)
+
+    def is_update(self, step: int) -> bool:
+        """Whether the weights are updated in this step, so that it has the targets' rows: the last of every
+        `update_every`, so that steps 10, 20, ... are, when these are logged."""
+        return step >= self._first_update and (step - self._first_update + 1) % self._update_every == 0
 
     def domain_batches(self, step: int) -> DomainBatches:
         """This rank's part of one step: for each row its name and micro-batches, while step + 1 is being prepared.
@@ -178,21 +198,40 @@ class ProxyLoader(_Loader[DomainBatches]):
         Rank r takes sequences r * n / W to (r + 1) * n / W of the n that each row has.
 
         Returns:
-            (row name, [micro-batch: [micro_batch_size, sequence_length], int64]) for each row, in order.
+            (row name, [micro-batch: [micro_batch_size, sequence_length], int64]) for each row of the step, in order.
         """
         return self._get(step)
 
-    def epochs(self, steps: int) -> dict[str, float]:
-        """How many passes over its own data `steps` steps make, for each row; for MIX_ROW, over its smallest source."""
-        sequences = steps * self._sequences_per_domain
+    def samples(self, steps: int) -> int:
+        """Sequences in the first `steps` steps, over all ranks."""
+        return sum(self._appearances(steps)) * self._sequences_per_domain
+
+    def needs(self, steps: int) -> dict[str, int]:
+        """Sequences of each row in the first `steps` steps, over all ranks."""
         return {
-            row.name: sequences / (len(row.orders) * min(order.sequence_count for order in row.orders))
-            for row in self._rows
+            row.name: count * self._sequences_per_domain
+            for row, count in zip(self._rows, self._appearances(steps), strict=True)
         }
 
+    def available(self) -> dict[str, int]:
+        """Sequences that each row can have before one comes again; MIX_ROW's smallest source decides for all."""
+        return {row.name: len(row.orders) * min(order.sequence_count for order in row.orders) for row in self._rows}
+
+    def _appearances(self, step: int) -> list[int]:
+        """How often each row came in the steps before this one."""
+        updates = max(0, step - self._first_update) // self._update_every
+        return [*self._subsets.appearances(step), *[updates] * (len(self._rows) - self._subsets.count)]
+
     def _make(self, number: int) -> DomainBatches:
-        numbers = number * self._sequences_per_domain + self._of_rank
-        return [(row.name, self._read(row, numbers)) for row in self._rows]
+        others = range(self._subsets.count, len(self._rows)) if self.is_update(number) else []
+        before = self._appearances(number)
+        return [
+            (
+                self._rows[row].name,
+                self._read(self._rows[row], before[row] * self._sequences_per_domain + self._of_rank),
+            )
+            for row in (*self._subsets.domains(number), *others)
+        ]
 
     def _read(self, row: _Row, numbers: Int64Array) -> list[torch.Tensor]:
         positions, sources = np.divmod(numbers, len(row.orders))
@@ -233,7 +272,11 @@ class MixtureLoader(_Loader[MixtureBatch]):
         if (found := [len(windows) for windows in self._windows]) != list(order.sequence_counts.values()):
             raise ValueError(f"the order is for {order.sequence_counts} sequences, the store has {found}")
         identity = [store.fingerprint(), sequence_length, order.fingerprint(), global_batch_size]
-        super().__init__(2, global_batch_size, identity)
+        super().__init__(2, identity)
+
+    def samples(self, steps: int) -> int:
+        """Sequences in the first `steps` steps, over all ranks."""
+        return steps * self._global_batch_size
 
     def batches(self, first_batch: int) -> Iterator[MixtureBatch]:
         """This rank's part of batch `first_batch` and of all that follow, without end, two prepared ahead."""

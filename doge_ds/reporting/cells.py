@@ -48,6 +48,15 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:.3g}" if abs(value) >= 1e9 else f"{value:,.{digits}f}"
 
 
+def significant(value: float | None) -> str:
+    """Three digits, or all of a larger number's: 1,235, 10.0, 0.0380; a dash for nothing."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if abs(value) < 1e-3:
+        return f"{value:.3g}"
+    return number(value, max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
 def signed(value: float, digits: int = 2) -> str:
     """+1.20 or, with a true minus sign, \N{MINUS SIGN}1.20."""
     text = number(abs(value), digits)

@@ -63,9 +63,12 @@ def _metrics(run: RunRecord, budget: int) -> tuple[str, str]:
 
 def _cosines(run: RunRecord, cosines: np.ndarray, budget: int) -> tuple[str, str]:
     """The whole matrix in the order of the metrics, or where that is too large the heat map's rows."""
-    names = run.metrics.names("loss/")
+    names = run.metrics.cosine_rows
     rows = list(range(len(names))) if 7 * len(names) ** 2 <= budget else heat_map_rows(run)
-    lines = [[names[row], *(f"{value:.3f}" for value in cosines[row, rows].tolist())] for row in rows]
+    lines = [
+        [names[row], *("" if math.isnan(value) else f"{value:.3f}" for value in cosines[row, rows].tolist())]
+        for row in rows
+    ]
     text = _csv([["", *(names[row] for row in rows)], *lines])
     return text, "all rows" if len(rows) == len(names) else f"{len(rows)} of {len(names)} rows"
 
@@ -80,17 +83,9 @@ def _perplexity_rows(runs: Sequence[RunRecord]) -> list[list[str]]:
     rows = [["run", "domain", "log_perplexity", "perplexity", "bits_per_byte", "tokens"]]
     for run in runs:
         for name, result in run.results.perplexity.domains.items() if run.results and run.results.perplexity else ():
-            perplexity = "" if result.perplexity is None else repr(result.perplexity)
-            rows.append(
-                [
-                    run.name,
-                    name,
-                    repr(result.log_perplexity),
-                    perplexity,
-                    repr(result.bits_per_byte),
-                    f"{result.tokens}",
-                ]
-            )
+            values = (result.log_perplexity, result.perplexity, result.bits_per_byte)
+            texts = ["" if value is None else repr(value) for value in values]
+            rows.append([run.name, name, *texts, f"{result.tokens}"])
     return rows
 
 

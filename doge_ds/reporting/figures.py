@@ -184,17 +184,17 @@ def _draw_panel(
     axes.set_xlabel("steps done")
     axes.xaxis.set_major_locator(MaxNLocator(5 if width > 250 else 4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(max(2, round(height / 55))))
-    chosen = thin(len(panel.steps), points)
-    steps = panel.steps[chosen]
     if not panel.is_labelled:
+        chosen = thin(len(panel.steps), points)
+        mark = "o" if len(chosen) < 2 else ""
         for values in panel.series.values():
-            axes.plot(steps, values[chosen], color=_INK, marker="o" if len(steps) < 2 else "", clip_on=False)
+            axes.plot(panel.steps[chosen], values[chosen], color=_INK, marker=mark, clip_on=False)
     names = [name for name in order if name in panel.series and panel.is_labelled][:LINES]
     rest = [name for name in panel.series if name not in names and panel.is_labelled]
     if rest:
-        _draw_band(axes, steps, np.array([panel.series[name][chosen] for name in rest]))
+        _draw_band(axes, panel.steps, np.array([panel.series[name] for name in rest]), points)
     for name in names:
-        _draw_line(axes, steps, panel.series[name][chosen], order.index(name))
+        _draw_line(axes, panel.steps, panel.series[name], order.index(name), points)
     if panel.reference:
         level, word = panel.reference
         axes.axhline(level, color=_INK, linewidth=1, linestyle=(0, (1, 2)))
@@ -206,24 +206,27 @@ def _draw_panel(
         _label_lines(axes, panel, names, rest, order, (*size, label_width))
 
 
-def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, style: int) -> None:
-    finite = np.isfinite(values)
+def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, style: int, points: int) -> None:
+    """Through at most `points` of the steps that have a value: a domain may be on every n-th logged step only."""
+    finite = np.flatnonzero(np.isfinite(values))
+    chosen = finite[thin(len(finite), points)]
     axes.plot(
-        steps[finite],
-        values[finite],
+        steps[chosen],
+        values[chosen],
         color=_LINES[style % LINES],
         marker=MARKERS[style % LINES],
         linestyle=DASHES[style % len(DASHES)],
-        markevery=max(1, int(finite.sum()) // 4),
+        markevery=max(1, len(chosen) // 4),
         clip_on=False,
     )
 
 
-def _draw_band(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+def _draw_band(axes: Axes, steps: np.ndarray, values: np.ndarray, points: int) -> None:
     """From the smallest to the largest of lines that are too many to draw, [lines, steps]."""
-    known = np.isfinite(values).any(axis=0)
-    low, high = np.nanmin(values[:, known], axis=0), np.nanmax(values[:, known], axis=0)
-    axes.fill_between(steps[known], low, high, color=_GRID, alpha=0.6, linewidth=0.8)
+    known = np.flatnonzero(np.isfinite(values).any(axis=0))
+    chosen = known[thin(len(known), points)]
+    low, high = np.nanmin(values[:, chosen], axis=0), np.nanmax(values[:, chosen], axis=0)
+    axes.fill_between(steps[chosen], low, high, color=_GRID, alpha=0.6, linewidth=0.8)
 
 
 def _label_lines(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,22 +12,36 @@ import numpy as np
 
 from doge_ds.errors import RunError
 
+# Whole numbers of fewer digits are kept exact: a signed 64-bit integer has at most 19.
+_EXACT_DIGITS = 19
+# Axes overflow before floats do; the largest fp32 is 3e38.
+_INFINITE = 1e300
+# Not numbers of the step: the Gram matrix and the names of its rows.
+_GRAM_KEYS = ("gram", "gram_rows")
+
 
 @dataclass(frozen=True)
 class Metrics:
     """The logged steps of one run.
 
     Attributes:
-        columns: every number of every line, [lines], NaN where it is null or absent; true is 1.
-        cosines: of a proxy: cosine between the gradients of each two rows, mean over the logged steps, [rows, rows];
-            NaN where a gradient was never finite or always 0.
-        cosine_lines: logged steps with a finite Gram matrix.
+        columns: every number of every line, [lines], NaN where it is absent or not finite (1e300 counts as infinite);
+            true is 1.
+        not_finite: lines, counted from 0, at which a key is there without a finite number; of those keys only.
+        cosine_rows: domains and targets that had a row in a Gram matrix, in the order of their first.
+        cosines: of a proxy: cosine between the gradients of each two rows, mean over the logged steps that have both,
+            [rows, rows]; NaN where none has, or a gradient was never finite or always 0.
+        cosine_counts: logged steps that each mean is over, [rows, rows].
+        cosine_lines: logged steps with a finite number in their Gram matrix.
         last_line_was_cut: the file ends within a line, as a killed run leaves it.
         written: when the file was last written, None where there is none.
     """
 
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    not_finite: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    cosine_rows: list[str] = field(default_factory=list)
     cosines: np.ndarray | None = None
+    cosine_counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     cosine_lines: int = 0
     last_line_was_cut: bool = False
     written: datetime | None = None
@@ -61,7 +75,7 @@ def read_metrics(path: Path) -> Metrics:
 
     Raises:
         RunError: a line is no JSON object, has no step, steps do not rise, a value is no number, or a Gram matrix does
-            not fit the losses (file and line).
+            not fit its rows (file and line).
     """
     if not path.exists():
         return Metrics()
@@ -72,7 +86,7 @@ def read_metrics(path: Path) -> Metrics:
         with path.open("rb") as stream:
             for number, text in enumerate(stream, start=1):
                 try:
-                    line = json.loads(text)
+                    line = json.loads(text, parse_int=_whole_number)
                 except ValueError as error:
                     if was_cut := not text.endswith(b"\n"):
                         break
@@ -82,7 +96,21 @@ def read_metrics(path: Path) -> Metrics:
     except OSError as error:
         raise RunError(str(path), f"cannot be read ({error.strerror})", "check its rights") from None
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return Metrics(columns.arrays(), cosines.mean(), cosines.lines, was_cut, written)
+    return Metrics(
+        columns=columns.arrays(),
+        not_finite=columns.not_finite,
+        cosine_rows=cosines.rows,
+        cosines=cosines.mean(),
+        cosine_counts=cosines.counts,
+        cosine_lines=cosines.lines,
+        last_line_was_cut=was_cut,
+        written=written,
+    )
+
+
+def _whole_number(digits: str) -> int | float:
+    """Infinity for what no float can hold, where int would make a number that only fails later."""
+    return int(digits) if len(digits) < _EXACT_DIGITS else float(digits)
 
 
 def _damaged(path: Path, number: int, problem: str) -> RunError:
@@ -95,6 +123,7 @@ class _Columns:
     def __init__(self) -> None:
         self._values: dict[str, list[float]] = {}
         self._lines = 0
+        self.not_finite: dict[str, list[int]] = {}
 
     def add(self, line: Any) -> str:
         """Take one line; what is wrong with it, or ""."""
@@ -106,17 +135,24 @@ class _Columns:
         if self._lines and step <= self._values["step"][-1]:
             return f"step {step} follows step {self._values['step'][-1]:.0f}"
         for key, value in line.items():
-            if key == "gram":
+            if key in _GRAM_KEYS:
                 continue
             if not isinstance(value, int | float | None):
                 return f"{key} is no number, but {json.dumps(value)[:40]}"
-            column = self._values.setdefault(key, [math.nan] * self._lines)
-            column.append(math.nan if value is None else float(value))
+            self._add_number(key, value)
         self._lines += 1
         for column in self._values.values():
             if len(column) < self._lines:
                 column.append(math.nan)
         return ""
+
+    def _add_number(self, key: str, value: float | None) -> None:
+        column = self._values.setdefault(key, [math.nan] * self._lines)
+        if value is not None and abs(value) < _INFINITE:
+            column.append(float(value))
+        else:
+            column.append(math.nan)
+            self.not_finite.setdefault(key, []).append(self._lines)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {key: np.array(values) for key, values in self._values.items()}
@@ -126,38 +162,58 @@ class _Cosines:
     """Sums of the lines' cosines. The matrices themselves would be 320 kB a line at 200 domains."""
 
     def __init__(self) -> None:
-        self._sum: np.ndarray | None = None
-        self._count: np.ndarray | None = None
+        self._places: dict[str, int] = {}
+        self._sum = np.zeros((0, 0))
+        self.counts = np.zeros((0, 0))
         self.lines = 0
 
+    @property
+    def rows(self) -> list[str]:
+        return list(self._places)
+
     def add(self, line: dict[str, Any]) -> str:
-        """Take one line's Gram matrix where it is finite; what is wrong with it, or ""."""
-        if "gram" not in line:
+        """Take what is finite of one line's Gram matrix; what is wrong with it, or ""."""
+        if line.get("gram") is None:
             return ""
-        rows = sum(key.startswith("loss/") for key in line)
+        names = line.get("gram_rows", [key.removeprefix("loss/") for key in line if key.startswith("loss/")])
+        if problem := _problem_of_rows(names):
+            return problem
         try:
             gram = np.array(line["gram"], dtype=np.float64)  # null becomes NaN
         except (ValueError, TypeError):
             return "gram is no matrix of numbers"
-        if gram.shape != (rows, rows):
-            return f"gram has the shape {list(gram.shape)}, the line has {rows} losses"
-        if self._sum is None or self._count is None:
-            self._sum, self._count = np.zeros((rows, rows)), np.zeros((rows, rows))
-        elif gram.shape != self._sum.shape:
-            return f"gram has {rows} rows, the lines before have {len(self._sum)}"
-        if not np.isfinite(gram).all():
-            return ""
-        norms = np.sqrt(np.clip(np.diagonal(gram), 0, None))
-        product = norms[:, None] * norms[None, :]
-        known = product > 0
-        self._sum[known] += np.clip(gram[known] / product[known], -1, 1)
-        self._count += known
-        self.lines += 1
+        if gram.shape != (len(names), len(names)):
+            kind = "gram_rows" if "gram_rows" in line else "losses"
+            return f"gram has the shape {list(gram.shape)}, the line has {len(names)} {kind}"
+        self._sum_up(names, gram)
         return ""
 
+    def _sum_up(self, names: Sequence[str], gram: np.ndarray) -> None:
+        """Add the cosines of one matrix, [rows, rows], where they are known."""
+        for name in names:
+            self._places.setdefault(name, len(self._places))
+        if new := len(self._places) - len(self._sum):
+            self._sum, self.counts = np.pad(self._sum, (0, new)), np.pad(self.counts, (0, new))
+        squares = np.diagonal(gram)
+        norms = np.sqrt(np.where(np.isfinite(squares), squares, 0).clip(min=0))
+        product = norms[:, None] * norms[None, :]
+        known = (product > 0) & np.isfinite(gram)
+        cosines = np.divide(gram, product, out=np.zeros_like(gram), where=known).clip(-1, 1)
+        places = [self._places[name] for name in names]
+        self._sum[np.ix_(places, places)] += cosines
+        self.counts[np.ix_(places, places)] += known
+        self.lines += bool(np.isfinite(gram).any())
+
     def mean(self) -> np.ndarray | None:
-        if self._sum is None or self._count is None or not self.lines:
+        if not self.lines:
             return None
         mean: np.ndarray = np.full_like(self._sum, np.nan)
-        np.divide(self._sum, self._count, out=mean, where=self._count > 0)
+        np.divide(self._sum, self.counts, out=mean, where=self.counts > 0)
         return mean
+
+
+def _problem_of_rows(names: Any) -> str:
+    """What is wrong with the names of a Gram matrix's rows, or ""."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return f"gram_rows is no list of names, but {json.dumps(names)[:40]}"
+    return "" if len(set(names)) == len(names) else "gram_rows names a row twice"

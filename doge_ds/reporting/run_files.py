@@ -1,13 +1,14 @@
 """What a run left in its directory, read into dataclasses; docs/formats.md says what the files hold."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from doge_ds.config import BaseConfig, ProxyConfig, for_publication, load_config, read_json_object
+from doge_ds.config import BaseConfig, ProxyConfig, config_hash, for_publication, load_config, read_json_object
 from doge_ds.errors import RunError
 from doge_ds.mixture import Mixture, read_mixture
 from doge_ds.reporting.metrics import Metrics, read_metrics
@@ -25,17 +26,26 @@ class Facts(BaseModel):
     ranks: int
     store: str
     tokenizer_sha256: str
-    mixture: dict[str, float] | None = None
+    mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+
+
+def _none_unless_finite(value: Any) -> Any:
+    """None for NaN and infinities, which some write into JSON, and for whole numbers that no float can hold."""
+    return None if isinstance(value, int | float) and not abs(value) <= sys.float_info.max else value
+
+
+# JSON has no word for NaN and infinities: they are null.
+Number = Annotated[float | None, BeforeValidator(_none_unless_finite)]
 
 
 class DomainResult(BaseModel):
-    """One domain in results.json; a perplexity above the range of a float is None."""
+    """One domain in results.json; a perplexity above the range of a float is None, of a diverged model all three."""
 
     model_config = ConfigDict(frozen=True)
 
-    log_perplexity: float
-    perplexity: float | None
-    bits_per_byte: float
+    log_perplexity: Number
+    perplexity: Number
+    bits_per_byte: Number
     tokens: int
 
 
@@ -45,9 +55,9 @@ class PerplexityResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     domains: dict[str, DomainResult] = Field(min_length=1)
-    average_log_perplexity: float
-    average_perplexity: float | None
-    geometric_perplexity: float | None
+    average_log_perplexity: Number
+    average_perplexity: Number
+    geometric_perplexity: Number
 
 
 class StoreReference(BaseModel):
@@ -79,7 +89,8 @@ class RunRecord:
         name: as many of its last parts as tell it from the other runs.
         facts: run.json.
         config: config.json, with today's defaults for keys that it lacks.
-        config_values: config.json as it stands, but for what may hold keys to accounts.
+        config_values: config.json as it stands, its DeepSpeed file read, but for what may hold keys to accounts.
+        config_sha256: 16 hex digits of config.json's values, what may hold keys included; a mixture records the same.
         metrics: metrics.jsonl; no lines where nothing has been logged yet.
         mixture: of a proxy: mixture.json, or of an unfinished one the running mean in its last line; None where
             there is none yet. Of a base: what it was trained on.
@@ -92,6 +103,7 @@ class RunRecord:
     facts: Facts
     config: ProxyConfig | BaseConfig
     config_values: dict[str, Any]
+    config_sha256: str
     metrics: Metrics
     mixture: Mixture | None
     is_finished: bool
@@ -172,21 +184,27 @@ def _read_run(path: Path, name: str) -> RunRecord:
     if missing:
         remedy = "name the --output of train_proxy.py or train_base.py"
         raise RunError(str(path), f"is no run directory: it has no {' and no '.join(missing)}", remedy)
-    facts = _validate(Facts, path / "run.json")
-    values, metrics = read_json_object(path / "config.json"), read_metrics(path / "metrics.jsonl")
+    facts, metrics = read_facts(path), read_metrics(path / "metrics.jsonl")
+    kind: type[ProxyConfig | BaseConfig] = ProxyConfig if facts.program == "train_proxy" else BaseConfig
+    config = load_config(kind, path / "config.json")
+    values = {**read_json_object(path / "config.json"), "deepspeed": config.deepspeed}
+    mixture, found = None, None
     if facts.program == "train_proxy":
-        proxy_config = load_config(ProxyConfig, path / "config.json")
         is_finished = (path / "mixture.json").exists()
         mixture = read_mixture(path / "mixture.json") if is_finished else _running_mean(metrics)
-        return RunRecord(path, name, facts, proxy_config, for_publication(values), metrics, mixture, is_finished)
-    if not facts.mixture:
+    elif facts.mixture:
+        mixture, is_finished = Mixture(domains=facts.mixture), (path / "hf").is_dir()
+        found = next((file for file in (path / "results.json", path / "hf/results.json") if file.exists()), None)
+    else:
         raise RunError(f"{path / 'run.json'}: mixture", "is missing", "name a run of train_base.py of this version")
-    base_config = load_config(BaseConfig, path / "config.json")
-    mixture, is_finished = Mixture(domains=facts.mixture), (path / "hf").is_dir()
-    found = next((file for file in (path / "results.json", path / "hf/results.json") if file.exists()), None)
-    results = _validate(Results, found) if found else None
-    public = for_publication(values)
-    return RunRecord(path, name, facts, base_config, public, metrics, mixture, is_finished, results, found)
+    results, public = _validate(Results, found) if found else None, for_publication(values)
+    sha256 = config_hash(values)
+    return RunRecord(path, name, facts, config, public, sha256, metrics, mixture, is_finished, results, found)
+
+
+def read_facts(run: Path) -> Facts:
+    """RUN/run.json. Raises ConfigError where it is no JSON object, RunError where it has another layout."""
+    return _validate(Facts, run / "run.json")
 
 
 def _running_mean(metrics: Metrics) -> Mixture | None:

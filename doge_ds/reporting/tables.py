@@ -10,7 +10,18 @@ from scipy.cluster import hierarchy  # type: ignore[import-untyped]
 from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
 from doge_ds.mixture import Mixture
-from doge_ds.reporting.cells import MINUS, NOTHING, Cell, Row, Table, duration, folding_table, number, signed
+from doge_ds.reporting.cells import (
+    MINUS,
+    NOTHING,
+    Cell,
+    Row,
+    Table,
+    duration,
+    folding_table,
+    number,
+    signed,
+    significant,
+)
 from doge_ds.reporting.run_files import PerplexityResult, RunRecord, is_uniform, proxy_with_mixture
 
 # A matrix of more rows is no picture any more, and 200 x 200 cells would be half of the page's size.
@@ -21,9 +32,9 @@ SHADES = 10
 def summary_table(runs: Sequence[RunRecord]) -> Table:
     """What each run is and how far it came; a column a run."""
     rates = [
-        ("tokens_per_second_per_device", "tokens per second and device, median", 1, 0),
-        ("tflops_per_device", "TFLOP/s per device, median", 1, 1),
-        ("mfu", "model FLOPs utilisation, median, %", 100, 1),
+        ("tokens_per_second_per_device", "tokens per second and device, median", 1),
+        ("tflops_per_device", "TFLOP/s per device, median", 1),
+        ("mfu", "model FLOPs utilisation, median, %", 100),
     ]
     facts: list[tuple[str, list[str]]] = [
         ("program", ["proxy" if run.is_proxy else "base" for run in runs]),
@@ -33,8 +44,8 @@ def summary_table(runs: Sequence[RunRecord]) -> Table:
         ("wall time", [duration(run.metrics.last("seconds")) for run in runs]),
         ("tokens per second, mean", [number(_mean_rate(run), 0) for run in runs]),
         *(
-            (label, [number(_scaled(run.metrics.middle(key), scale), digits) for run in runs])
-            for key, label, scale, digits in rates
+            (label, [significant(_scaled(run.metrics.middle(key), scale)) for run in runs])
+            for key, label, scale in rates
             if any(run.metrics.middle(key) is not None for run in runs)
         ),
         ("ranks", [f"{run.facts.ranks:,}" for run in runs]),
@@ -113,7 +124,7 @@ def heat_map_rows(run: RunRecord) -> list[int]:
     All, or of more than HEAT_MAP_ROWS the targets and the domains with the largest mean weights; ordered so that
     similar rows are neighbours (average linkage on 1 - cosine, optimal leaf order).
     """
-    cosines, names = run.metrics.cosines, run.metrics.names("loss/")
+    cosines, names = run.metrics.cosines, run.metrics.cosine_rows
     if cosines is None:
         return []
     weights = (run.mixture.domains if run.mixture else {}) | dict.fromkeys(run.target_domains, math.inf)
@@ -129,7 +140,7 @@ def heat_map_rows(run: RunRecord) -> list[int]:
 
 def cosine_table(run: RunRecord) -> Table:
     """The heat map: cosines between the rows' gradients, shaded from the smallest to the largest off the diagonal."""
-    cosines, names, order = run.metrics.cosines, run.metrics.names("loss/"), heat_map_rows(run)
+    cosines, names, order = run.metrics.cosines, run.metrics.cosine_rows, heat_map_rows(run)
     if cosines is None:
         raise ValueError(f"{run.name} has no cosines")
     shown = cosines[np.ix_(order, order)]
@@ -256,6 +267,7 @@ def _facts(run: RunRecord, runs: Sequence[RunRecord]) -> dict[str, str]:
         "run directory": str(run.path),
         "program": run.facts.program,
         "ranks": str(run.facts.ranks),
+        "config sha256": run.config_sha256,
         "store fingerprint": run.facts.store,
         "tokenizer sha256": run.facts.tokenizer_sha256,
         **{key: _text(value) for key, value in (run.facts.model_extra or {}).items()},

@@ -7,7 +7,7 @@ import numpy as np
 from doge_ds.config import ProxyConfig
 from doge_ds.reporting import cells, tables
 from doge_ds.reporting.figures import LINES
-from doge_ds.reporting.run_files import RunRecord
+from doge_ds.reporting.run_files import DomainResult, RunRecord
 
 _NAMED = 5  # domains that a sentence names
 
@@ -37,6 +37,8 @@ def base_sentence(run: RunRecord, runs: Sequence[RunRecord]) -> str:
             f"{run.name}, trained on {trained}, has a geometric mean perplexity of {cells.number(geometric)}"
             f"{_on_targets(run, runs)}."
         )
+    if _without_likelihood(run):
+        return f"{run.name}, trained on {trained}, has no finite perplexity: it diverged, or its weights are damaged."
     if run.is_finished:
         return f"{run.name} was trained on {trained}; its perplexity has not been measured, or is out of range."
     done, steps = tables.steps_done(run), run.config.training.steps
@@ -45,7 +47,7 @@ def base_sentence(run: RunRecord, runs: Sequence[RunRecord]) -> str:
 
 def _on_targets(run: RunRecord, runs: Sequence[RunRecord]) -> str:
     """What one base reaches on the targets of the proxies."""
-    domains = run.results.perplexity.domains if run.results and run.results.perplexity else {}
+    domains = _perplexities(run)
     names = dict.fromkeys(name for proxy in runs for name in proxy.target_domains if name in domains)
     texts = [f"{name} {cells.number(domains[name].perplexity)}" for name in names]
     return f"; on the target{'s' if len(texts) > 1 else ''}: {_enumeration(texts)}" if texts else ""
@@ -66,10 +68,9 @@ def progress_note(run: RunRecord, points: int) -> str:
         notes.append(f"Lines are drawn through {points} of {lines:,} logged steps ({points // 2} on narrow screens).")
     if metrics.last_line_was_cut:
         notes.append("The last line of metrics.jsonl is cut off and left out.")
-    expected = [np.isnan(column) for key, column in metrics.columns.items() if _is_expected(key, run)]
-    lost = int(np.any(expected, axis=0).sum()) if expected else 0
+    lost = {line for key, found in metrics.not_finite.items() if _is_trouble(key, run) for line in found}
     if lost:
-        notes.append(f"{lost} of {lines:,} logged steps have a number that is not finite; lines go past it.")
+        notes.append(f"{len(lost)} of {lines:,} logged steps have a number that is not finite; lines go past it.")
     if (domains := len(metrics.names("loss/"))) > LINES:
         notes.append(
             f"The charts show {LINES} of {domains} domains, targets and largest weights first; the grey band reaches "
@@ -108,13 +109,17 @@ def losses_description(run: RunRecord) -> str:
 
 def cosines_note(run: RunRecord) -> str:
     """Over which steps the cosines are a mean, which rows are shown, and the most and least alike."""
-    cosines, names = run.metrics.cosines, run.metrics.names("loss/")
+    cosines, names = run.metrics.cosines, run.metrics.cosine_rows
     if cosines is None:
         return "No step with a finite Gram matrix has been logged."
     notes = [
         f"Mean over {run.metrics.cosine_lines:,} logged step{'s' if run.metrics.cosine_lines > 1 else ''} of the Gram "
         "matrix with each gradient scaled to norm 1."
     ]
+    off_diagonal = run.metrics.cosine_counts[~np.eye(len(names), dtype=bool)]
+    if len(names) > 1 and off_diagonal.min() < run.metrics.cosine_lines:
+        low, high = int(off_diagonal.min()), int(off_diagonal.max())
+        notes.append(f"Each pair's is over the steps that have both: {low:,} to {high:,} of them.")
     shown = len(tables.heat_map_rows(run))
     if shown < len(names):
         notes.append(f"Shown are {shown} of {len(names)} rows: targets and the largest mean weights.")
@@ -137,17 +142,26 @@ def perplexity_notes(bases: Sequence[RunRecord]) -> list[str]:
         notes.append(f"Measured with windows of different lengths ({_joined(lengths)} tokens): compare with care.")
     if not tables.has_common_domains(bases):
         notes.append("Measured on different domains: the averages are not comparable, so they have no differences.")
-    values = [
-        d.perplexity
-        for run in measured
-        for d in (run.results.perplexity.domains.values() if run.results and run.results.perplexity else ())
-    ]
-    if None in values:
+    found = [domain for run in measured for domain in _perplexities(run).values()]
+    if any(domain.perplexity is None and domain.log_perplexity is not None for domain in found):
         notes.append("A dash is a perplexity above the range of a number, or a domain that was not measured.")
+    for run in measured:
+        if lost := _without_likelihood(run):
+            notes.append(f"{run.name} gives no finite likelihood for {_enumeration(lost)}: dashes stand there.")
     trained_on = {run.facts.store for run in bases}
     if any(run.results.data.fingerprint not in trained_on for run in measured if run.results):
         notes.append("Measured on another store than the runs were trained on.")
     return notes
+
+
+def _perplexities(run: RunRecord) -> dict[str, DomainResult]:
+    """Of each domain that a base was measured on."""
+    return run.results.perplexity.domains if run.results and run.results.perplexity else {}
+
+
+def _without_likelihood(run: RunRecord) -> list[str]:
+    """Domains that were measured and gave no number, as after a divergence."""
+    return [name for name, domain in _perplexities(run).items() if domain.log_perplexity is None]
 
 
 def _joined(values: Sequence[int] | set[int]) -> str:
@@ -179,6 +193,6 @@ def _aim(run: RunRecord) -> str:
     return f"Its weights are aimed at {', '.join(target)}; never trained on: {', '.join(untrained)}."
 
 
-def _is_expected(key: str, run: RunRecord) -> bool:
-    """Whether a null in this column means trouble: a base's loss of a domain is absent where none of it was drawn."""
+def _is_trouble(key: str, run: RunRecord) -> bool:
+    """Whether a null of this key means trouble: a base's loss of a domain is null where none of it was drawn."""
     return key.startswith(("loss", "weight/", "score/", "gradient_norm/")) and (run.is_proxy or key == "loss")

@@ -1,10 +1,19 @@
 """DoGE's mathematics (arXiv 2310.15393): Gram matrix -> scores -> mirror descent -> running mean.
 
-Everything follows from the Gram matrix A = G G^T of the step's gradients, [rows, rows]. Its first k rows belong to the
-train domains, in order; then come target domains that are not trained on, or the row of the even mix. Tensors here are
-small, float64 and on the CPU, so that every rank computes the same numbers from the same reduced Gram matrix.
+Everything follows from the Gram matrix A = G G^T of the step's gradients, [rows, rows]. Its first rows belong to the
+train domains, in order, all k of them or n that the step has; then come target domains that are not trained on, or the
+row of the even mix. Tensors here are small, float64 and on the CPU, so that every rank computes the same numbers from
+the same reduced Gram matrix.
+
+Where a step has n < k train domains (ours, not the paper's), three rules replace what is not there:
+ * a sum over train domains (`all`, `others`) is estimated from the n - 1 others that are there, times (k-1) / (n-1);
+ * an absent domain's score is m + d^u (w - m): w its last score, m the mean score of the step's domains, u the updates
+   since, d `absent_score_decay`; one that never came yet has m. No gradient is kept for it;
+ * the model's gradient is sum_j a_j g_j over the step's domains, times k / n: over a block of steps, in which every
+   domain comes as often, its mean is that of full steps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +32,19 @@ class Proposal:
 
     Attributes:
         weights: new domain weights, [k].
-        scores: generalization estimates W after normalisation and clipping, [k].
-        coefficients: what each train row is multiplied with in the model's gradient, [k]; NaN where the Gram matrix is
-            not finite, so that DeepSpeed skips the whole step and model and weights stay together.
+        scores: generalization estimates W after normalisation and clipping, [k]; of domains that the step does not
+            have, what stands for them.
+        raw_scores: the same before clipping, [k]; NaN for domains that the step does not have.
+        present: which domains the step has, [k], bool.
+        coefficients: what each train row is multiplied with in the model's gradient, [train rows]; NaN where the Gram
+            matrix is not finite, so that DeepSpeed skips the whole step and model and weights stay together.
         gradient_norms: norm of every row before clipping, [rows].
     """
 
     weights: torch.Tensor
     scores: torch.Tensor
+    raw_scores: torch.Tensor
+    present: torch.Tensor
     coefficients: torch.Tensor
     gradient_norms: torch.Tensor
 
@@ -43,7 +57,7 @@ class DomainWeights:
 
         Args:
             train_domains: names of the k train domains.
-            row_names: names of the Gram matrix' rows; the first k are the train domains.
+            row_names: names of the rows that a step may have; the first k are the train domains.
             doge: target, score options and mirror descent.
 
         Raises:
@@ -53,74 +67,119 @@ class DomainWeights:
             raise ValueError(f"rows {list(row_names)} do not start with the train domains {list(train_domains)}")
         self.train_domains = list(train_domains)
         self.doge = doge
-        self._target = target_matrix(train_domains, row_names, doge)
+        self._number = {name: number for number, name in enumerate(row_names)}
+        target_matrix(train_domains, row_names, doge, len(train_domains))  # a target without a row is found now
         self.weights = torch.full((len(train_domains),), 1 / len(train_domains), dtype=torch.float64)
         self._sum = torch.zeros_like(self.weights)
         self.count = 0
+        self._last_scores = torch.full_like(self.weights, torch.nan)
+        self._updates_since = torch.zeros_like(self.weights)
 
-    def propose(self, gram: torch.Tensor, learning_rate: float) -> Proposal:
+    def propose(
+        self, gram: torch.Tensor, rows: Sequence[str], learning_rate: float, squared_norms: torch.Tensor | None = None
+    ) -> Proposal:
         """Scores and new weights from one step's Gram matrix (Algorithm 1).
 
         Args:
-            gram: inner products of the rows' gradients, [rows, rows], float64.
+            gram: inner products of the rows' gradients, [rows, rows], float64; of the selected tensors' where the
+                scores come from these only.
+            rows: the step's rows, train domains first, in the order of `row_names`.
             learning_rate: eta_t, the rate that the model's step uses, read before it; unused where `step_size` is set.
+            squared_norms: of the rows' whole gradients, [rows], for clipping them; by default the matrix' diagonal.
         """
-        norms = gram.diagonal().clamp(min=0).sqrt()
-        if not bool(torch.isfinite(gram).all()):
-            nothing = torch.full_like(self.weights, torch.nan)
-            return Proposal(weights=self.weights, scores=nothing, coefficients=nothing, gradient_norms=norms)
+        k = len(self.train_domains)
+        norms = (gram.diagonal() if squared_norms is None else squared_norms).clamp(min=0).sqrt()
+        train = [name for name in rows if self._number[name] < k]
+        chosen = torch.tensor([self._number[name] for name in train])
+        present = torch.zeros(k, dtype=torch.bool).index_fill_(0, chosen, True)
+        nothing = torch.full_like(self.weights, torch.nan)
+        if not bool(torch.isfinite(gram).all() and torch.isfinite(norms).all()):
+            return Proposal(self.weights, nothing, nothing, present, nothing[: len(train)], norms)
         factors = clip_factors(norms, self.doge.clip_domain_gradients)
-        scores = generalization_scores(gram * factors.outer(factors), self._target, self.doge)
+        target = target_matrix(train, rows, self.doge, k)
+        raw = nothing.index_copy(0, chosen, generalization_scores(gram * factors.outer(factors), target, self.doge))
+        scores = self._with_absent(raw if self.doge.clip is None else raw.clamp(*self.doge.clip), present)
         step_size = learning_rate if self.doge.step_size is None else self.doge.step_size
         weights = mirror_descent(self.weights, scores, step_size, self.doge)
-        coefficients = weights * factors[: len(weights)]
-        return Proposal(weights=weights, scores=scores, coefficients=coefficients, gradient_norms=norms)
+        coefficients = weights[chosen] * factors[: len(train)] * (k / len(train))
+        return Proposal(weights, scores, raw, present, coefficients, norms)
+
+    def _with_absent(self, scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """The scores, [k], with something in the place of absent domains' NaN; the rule stands at the file's head."""
+        mean = scores[present].mean()
+        drawn = mean + self.doge.absent_score_decay ** (self._updates_since + 1) * (self._last_scores - mean)
+        return torch.where(present, scores, torch.where(drawn.isnan(), mean, drawn))
+
+    def coefficients(self, rows: Sequence[str]) -> list[float]:
+        """What each train row is multiplied with in the model's gradient where the weights stay as they are.
+
+        Between updates no domain's gradient is known by itself, so none is clipped; that of their sum is.
+        """
+        k = len(self.train_domains)
+        chosen = [self._number[name] for name in rows if self._number[name] < k]
+        return (self.weights[chosen] * (k / len(chosen))).tolist()
 
     def accept(self, proposal: Proposal) -> None:
         """Take the proposal's weights and count them in the mean; only after the model's step was applied."""
         self.weights = proposal.weights
         self._sum = self._sum + proposal.weights
         self.count += 1
+        self._last_scores = torch.where(proposal.present, proposal.scores, self._last_scores)
+        self._updates_since = torch.where(proposal.present, 0.0, self._updates_since + 1)
 
     def mean(self) -> dict[str, float]:
         """Plain mean of the weights over the accepted steps, by name; before the first of them the start's weights."""
         mean = self._sum / self.count if self.count else self.weights
-        return dict(zip(self.train_domains, mean.tolist(), strict=True))
+        return self._by_name(mean.tolist())
 
     def current(self) -> dict[str, float]:
         """The weights of the latest accepted step, by name."""
-        return dict(zip(self.train_domains, self.weights.tolist(), strict=True))
+        return self._by_name(self.weights.tolist())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint needs, keyed by name; floats survive JSON and pickle exactly."""
-        total = dict(zip(self.train_domains, self._sum.tolist(), strict=True))
-        return {"weights": self.current(), "sum": total, "count": self.count}
+        scores = [None if math.isnan(score) else score for score in self._last_scores.tolist()]
+        return {
+            "weights": self.current(),
+            "sum": self._by_name(self._sum.tolist()),
+            "count": self.count,
+            "last_scores": self._by_name(scores),
+            "updates_since": self._by_name(self._updates_since.tolist()),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state. Raises ValueError where it belongs to other domains."""
         if set(state["weights"]) != set(self.train_domains):
             raise ValueError(f"state of {sorted(state['weights'])} does not fit {sorted(self.train_domains)}")
-        self.weights = torch.tensor([state["weights"][name] for name in self.train_domains], dtype=torch.float64)
-        self._sum = torch.tensor([state["sum"][name] for name in self.train_domains], dtype=torch.float64)
+        self.weights = self._in_order(state["weights"])
+        self._sum = self._in_order(state["sum"])
+        self._last_scores = self._in_order(state["last_scores"])
+        self._updates_since = self._in_order(state["updates_since"])
         self.count = int(state["count"])
 
+    def _by_name(self, values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self.train_domains, values, strict=True))
 
-def target_matrix(train_domains: Sequence[str], row_names: Sequence[str], doge: DogeConfig) -> torch.Tensor:
-    """T, [k, rows]: T[j, i] = 1 where row i counts as a target of train domain j, so that W_j = sum_i T[j, i] A[j, i].
+    def _in_order(self, values: dict[str, Any]) -> torch.Tensor:
+        numbers = [math.nan if values[name] is None else values[name] for name in self.train_domains]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+
+def target_matrix(train: Sequence[str], rows: Sequence[str], doge: DogeConfig, k: int) -> torch.Tensor:
+    """T, [train rows, rows]: W_j = sum_i T[j, i] A[j, i] over the rows i that count as targets of train domain j.
 
     "all" (ICML version): every train domain; "others" (arXiv v1): without i = j; "mix": the last row; a list
-    (out-of-domain): the rows of these names.
+    (out-of-domain): the rows of these names. Where the step has n of k train domains, the n - 1 others stand for k - 1.
     """
-    k = len(train_domains)
-    matrix = torch.zeros(k, len(row_names), dtype=torch.float64)
+    n = len(train)
+    matrix = torch.zeros(n, len(rows), dtype=torch.float64)
     if doge.target in ("all", "others"):
-        matrix[:, :k] = 1
-        if doge.target == "others":
-            matrix[:, :k].fill_diagonal_(0)
+        matrix[:, :n] = (k - 1) / (n - 1) if n < k else 1
+        matrix[:, :n].fill_diagonal_(1 if doge.target == "all" else 0)
     elif doge.target == "mix":
         matrix[:, -1] = 1
     else:
-        matrix[:, [list(row_names).index(name) for name in doge.target]] = 1
+        matrix[:, [list(rows).index(name) for name in doge.target]] = 1
     return matrix
 
 
@@ -132,7 +191,7 @@ def clip_factors(norms: torch.Tensor, largest: float | None) -> torch.Tensor:
 
 
 def generalization_scores(gram: torch.Tensor, target: torch.Tensor, doge: DogeConfig) -> torch.Tensor:
-    """W, [k], from the Gram matrix of (clipped) gradients, [rows, rows], and the target matrix, [k, rows].
+    """W before clipping, [k], from the Gram matrix of (clipped) gradients, [rows, rows], and target matrix, [k, rows].
 
     `mean_gradient_norm` divides by the mean norm of the train rows, as the authors' code does; `cosine` scores
     directions alone: every inner product is divided by both norms. A gradient of norm 0 scores 0.
@@ -146,7 +205,7 @@ def generalization_scores(gram: torch.Tensor, target: torch.Tensor, doge: DogeCo
     if doge.normalize == "mean_gradient_norm":
         mean_norm = norms[:k].mean()
         scores = scores / torch.where(mean_norm > 0, mean_norm, torch.ones_like(mean_norm))
-    return scores if doge.clip is None else scores.clamp(*doge.clip)
+    return scores
 
 
 def mirror_descent(weights: torch.Tensor, scores: torch.Tensor, step_size: float, doge: DogeConfig) -> torch.Tensor:

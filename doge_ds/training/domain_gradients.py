@@ -10,47 +10,72 @@ every shard is checked at every collection.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
 
+from doge_ds.config import DogeConfig
 from doge_ds.errors import ConfigError
+from doge_ds.training.gradient_rows import Columns, GradientRows, squared_norm
 from doge_ds.training.launch import seed_everything
 from doge_ds.training.model import sequence_losses
-
-# Columns that are multiplied at a time: 7 fp32 rows of this are 7 MB, which stay in cache, and the fp32 sum over one
-# chunk is short enough to be exact to about 1e-6; chunks are summed in fp64.
-COLUMNS_AT_A_TIME = 2**18
 
 
 @dataclass(frozen=True)
 class StepSummary:
-    """What all ranks know after the one all-reduce.
+    """What all ranks know after the one all-reduce of a step.
 
     Attributes:
-        gram: inner products of the rows' gradients, [rows, rows], float64, CPU; loss scale divided out.
+        rows: names of the step's rows, in the order in which they came.
         losses: mean token loss of each row, [rows], float64, CPU.
         stop: some rank was asked to stop.
     """
 
-    gram: torch.Tensor
+    rows: list[str]
     losses: torch.Tensor
     stop: bool
 
 
-class DomainGradients:
-    """The gradients of one step, one row per domain, sharded as ZeRO-2 shards them."""
+@dataclass(frozen=True)
+class UpdateSummary(StepSummary):
+    """The same of a step that updates the weights.
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, row_names: Sequence[str], train_rows: int, seed: int) -> None:
+    Attributes:
+        gram: inner products of the rows' gradients, or of their selected columns, [rows, rows], float64, CPU; loss
+            scale divided out.
+        squared_norms: of the rows' whole gradients, [rows], likewise; None where all columns count, so that they are
+            the diagonal of `gram`.
+    """
+
+    gram: torch.Tensor
+    squared_norms: torch.Tensor | None
+
+
+class DomainGradients:
+    """The gradients of one step, one row per domain, sharded as ZeRO-2 shards them.
+
+    A step that updates the weights: `collect` for every row, train rows first; `reduce`; `apply`. One that does not:
+    `train`. Then `engine.step()`.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        train_domains: Sequence[str],
+        target_rows: int,
+        seed: int,
+        doge: DogeConfig,
+    ) -> None:
         """Allocate the rows.
 
         Args:
             engine: ZeRO-2, gradient_accumulation_steps 1, no optimizer offload.
-            row_names: one gradient each; the first `train_rows` make up the model's gradient.
+            train_domains: those whose gradients make up the model's; all other rows are targets.
+            target_rows: how many of these there are.
             seed: of dropout.
+            doge: how many train domains a step has, and where and how precisely rows are kept.
 
         Raises:
             ConfigError: the engine is not one that this hook understands.
@@ -58,54 +83,66 @@ class DomainGradients:
         _refuse_unknown_engines(engine)
         self._engine = engine
         self._optimizer = engine.optimizer
-        self._row_names = list(row_names)
-        self._train_rows = train_rows
+        self._train_domains = set(train_domains)
         self._seed = seed
         self._sizes = [int(size) for size in self._optimizer.partition_size]
-        dtype = self._optimizer.gradient_accumulation_dtype
-        self._rows = torch.zeros(len(row_names), sum(self._sizes), dtype=dtype, device=engine.device)
-        self._losses = torch.zeros(len(row_names), dtype=torch.float64, device=engine.device)
+        dtype = (
+            getattr(torch, doge.gradient_dtype) if doge.gradient_dtype else self._optimizer.gradient_accumulation_dtype
+        )
+        self._rows = GradientRows(
+            doge.domains_per_step or len(train_domains),
+            target_rows,
+            sum(self._sizes),
+            dtype,
+            torch.device(engine.device),
+            on_host=doge.gradient_store == "cpu",
+        )
+        self._has_selection = False
+        self._names: list[str] = []
+        self._losses: list[torch.Tensor] = []
+        self._squared_norms: list[torch.Tensor] = []
+
+    def select(self, ranges: Sequence[Columns]) -> None:
+        """Score with these columns of this rank's shard only, ascending and disjoint; the model trains on all."""
+        self._rows.select(ranges)
+        self._has_selection = True
 
     def collect(self, step: int, row_name: str, micro_batches: Sequence[torch.Tensor]) -> None:
         """Backward passes of one domain; its averaged gradient becomes a row.
 
         Args:
             step: for the seed of dropout.
-            row_name: whose gradient this is.
+            row_name: whose gradient this is; train domains come before all others.
             micro_batches: this rank's token ids, each [micro-batch, sequence_length], int64, on any device.
         """
-        row = self._row_names.index(row_name)
-        engine = self._engine
         # A second backward adds to a preflattened buffer unless its entry is None.
         self._optimizer.averaged_gradients.clear()
-        self._losses[row] = 0
-        for number, tokens in enumerate(micro_batches):
-            seed_everything(self._seed, step, row_name, number, engine.global_rank)
-            engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            loss = sequence_losses(engine, tokens.to(engine.device, non_blocking=True)).mean() / len(micro_batches)
-            engine.backward(loss)
-            self._losses[row] += loss.detach()
-        offset = 0
-        for tensors, size in zip(self._shards(), self._sizes, strict=True):
-            _copy_into(self._rows[row, offset : offset + size], tensors)
-            offset += size
+        self._backward(step, row_name, micro_batches, 1.0, ends=True)
+        pieces = self.shard()
+        train_rows = sum(name in self._train_domains for name in self._names)
+        if row_name in self._train_domains:
+            self._rows.put_train(train_rows, pieces)
+        else:
+            self._rows.put_target(len(self._names) - train_rows, pieces)
+        self._names.append(row_name)
+        if self._has_selection:
+            self._squared_norms.append(squared_norm(pieces))
 
-    def reduce(self, stop: bool) -> StepSummary:
+    def reduce(self, stop: bool) -> UpdateSummary:
         """Gram matrix and losses over all ranks: the one all-reduce (collective).
 
         Args:
             stop: this rank was asked to stop; travels along so that all ranks stop after the same step.
         """
-        engine = self._engine
-        rows, world_size = len(self._row_names), engine.world_size
-        gram = gram_matrix(self._rows) / float(self._optimizer.loss_scale) ** 2
-        flags = torch.tensor([float(stop)], dtype=torch.float64, device=engine.device)
-        packed = torch.cat([gram.flatten(), self._losses / world_size, flags])
-        deepspeed.comm.all_reduce(packed)
-        packed = packed.cpu()
-        return StepSummary(
-            gram=packed[: rows * rows].view(rows, rows), losses=packed[rows * rows : -1], stop=bool(packed[-1] > 0)
-        )
+        rows = len(self._names)
+        train_rows = sum(name in self._train_domains for name in self._names)
+        scale = float(self._optimizer.loss_scale) ** 2
+        gram = self._rows.gram(train_rows, rows - train_rows) / scale
+        squared_norms = [norm / scale for norm in self._squared_norms]
+        self._squared_norms = []
+        summary, numbers = self._all_reduce(stop, [gram.flatten(), *(norm.view(1) for norm in squared_norms)])
+        gram, squares = numbers[: rows * rows].view(rows, rows), numbers[rows * rows :] if squared_norms else None
+        return UpdateSummary(summary.rows, summary.losses, summary.stop, gram, squares)
 
     def apply(self, coefficients: torch.Tensor) -> None:
         """Write sum_j coefficients[j] g_j over the train rows into the tensors that `engine.step()` reads.
@@ -113,22 +150,57 @@ class DomainGradients:
         Args:
             coefficients: [train rows], float64; NaN makes DeepSpeed skip the step.
         """
-        weights = coefficients.to(self._rows.device, torch.float32)
-        offset = 0
-        for tensor in (tensor for tensors in self._shards() for tensor in tensors):
-            flat = tensor.view(-1)
-            for begin in range(0, len(flat), COLUMNS_AT_A_TIME):
-                part = flat[begin : begin + COLUMNS_AT_A_TIME]
-                rows = self._rows[: self._train_rows, offset : offset + len(part)]
-                with full_precision():
-                    part.copy_(weights @ rows.float())
-                offset += len(part)
+        self._rows.write_weighted_sum(coefficients, self.shard())
 
-    def _shards(self) -> Iterator[list[torch.Tensor]]:
-        """This rank's averaged gradient in DeepSpeed's own tensors, group by group, padding included.
+    def train(
+        self,
+        step: int,
+        batches: Sequence[tuple[str, Sequence[torch.Tensor]]],
+        coefficients: Sequence[float],
+        stop: bool,
+    ) -> StepSummary:
+        """Leave the gradient of sum_j coefficients[j] loss_j for `engine.step()`, without rows (collective).
 
-        Two forms: a list of tensors that together fill the shard, or a buffer group that also has the flat shard.
+        One backward pass a micro-batch, which DeepSpeed accumulates, and one all-reduce of the losses and `stop`.
         """
+        self._optimizer.averaged_gradients.clear()
+        for number, ((name, micro_batches), coefficient) in enumerate(zip(batches, coefficients, strict=True)):
+            self._backward(step, name, micro_batches, coefficient, ends=number == len(batches) - 1)
+            self._names.append(name)
+        return self._all_reduce(stop, [])[0]
+
+    def shard(self) -> list[torch.Tensor]:
+        """This rank's averaged gradient in DeepSpeed's own tensors, group by group, padding included."""
+        return [tensor for tensors in self._groups() for tensor in tensors]
+
+    def _backward(
+        self, step: int, name: str, micro_batches: Sequence[torch.Tensor], coefficient: float, ends: bool
+    ) -> None:
+        """Backward passes of one row, each loss times `coefficient`; the last one `ends` the accumulation."""
+        engine = self._engine
+        total = torch.zeros((), dtype=torch.float64, device=engine.device)
+        for number, tokens in enumerate(micro_batches):
+            seed_everything(self._seed, step, name, number, engine.global_rank)
+            engine.set_gradient_accumulation_boundary(ends and number == len(micro_batches) - 1)
+            loss = sequence_losses(engine, tokens.to(engine.device, non_blocking=True)).mean() / len(micro_batches)
+            engine.backward(loss * coefficient)
+            total += loss.detach()
+        self._losses.append(total)
+
+    def _all_reduce(self, stop: bool, numbers: Sequence[torch.Tensor]) -> tuple[StepSummary, torch.Tensor]:
+        """Losses and `stop` of the step, and further numbers, summed over ranks in one collective."""
+        flag = torch.tensor([float(stop)], dtype=torch.float64, device=self._engine.device)
+        losses = torch.stack(self._losses) / self._engine.world_size
+        packed = torch.cat([*numbers, losses, flag])
+        deepspeed.comm.all_reduce(packed)
+        packed = packed.cpu()
+        names, self._names, self._losses = self._names, [], []
+        first = len(packed) - len(names) - 1
+        summary = StepSummary(rows=names, losses=packed[first:-1], stop=bool(packed[-1] > 0))
+        return summary, packed[:first]
+
+    def _groups(self) -> Iterator[list[torch.Tensor]]:
+        """Two forms: a list of tensors that together fill the shard, or a buffer group that also has the flat shard."""
         for group, size in enumerate(self._sizes):
             tensors = self._optimizer.averaged_gradients[group]
             flat = getattr(tensors, "flat_partition", None)
@@ -139,39 +211,6 @@ class DomainGradients:
                     f"deepspeed {deepspeed.__version__} is not one that doge_ds knows"
                 )
             yield found
-
-
-def gram_matrix(rows: torch.Tensor) -> torch.Tensor:
-    """G G^T of this rank's shards, [rows, columns] -> [rows, rows], float64.
-
-    Column chunks are upcast to fp32 one at a time (never the whole matrix) and multiplied without TF32, whose 10 bits
-    of mantissa would be visible in the weights.
-    """
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    with full_precision():
-        for begin in range(0, rows.shape[1], COLUMNS_AT_A_TIME):
-            chunk = rows[:, begin : begin + COLUMNS_AT_A_TIME].float()
-            gram += chunk @ chunk.T
-    return gram
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Matrix products in fp32 as it is, without TF32, whatever the program has set."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-def _copy_into(row: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-    """Copy tensors one after the other into a row that they fill."""
-    offset = 0
-    for tensor in tensors:
-        row[offset : offset + tensor.numel()].copy_(tensor.reshape(-1))
-        offset += tensor.numel()
 
 
 def _refuse_unknown_engines(engine: Any) -> None:

@@ -7,7 +7,6 @@ RUN/checkpoints/     DeepSpeed's
 RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -176,12 +175,13 @@ class Run:
         """Whether metrics.jsonl gets a line for this 0-based step."""
         return (step + 1) % self._training.log_every == 0 or step + 1 == self._training.steps
 
-    def log(self, step: int, tokens: int, values: Mapping[str, Any], shown: str) -> None:
+    def log(self, step: int, tokens: int, tokens_so_far: int, values: Mapping[str, Any], shown: str) -> None:
         """After a step: the progress line, and on logged steps a line of metrics.jsonl and the monitors.
 
         Args:
             step: 0-based; written as the number of steps done.
             tokens: that this step read, targets included, over all ranks.
+            tokens_so_far: that the run read up to its end.
             values: for metrics.jsonl; "loss" is on the progress line too.
             shown: the weights, for the progress line.
         """
@@ -195,7 +195,7 @@ class Run:
         line = {
             "step": step + 1,
             **values,
-            "tokens": tokens * (step + 1),
+            "tokens": tokens_so_far,
             **{name: float(f"{rate:.6g}") for name, rate in rates.items()},
             "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
         }
@@ -248,11 +248,6 @@ def _drop_lines_after(metrics: Path, step: int) -> float:
     temporary.write_text("".join(kept))
     temporary.replace(metrics)
     return seconds
-
-
-def config_hash(config: RunConfig) -> str:
-    """16 hex digits of the resolved configuration."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -104,14 +104,14 @@ def test_proxy_epochs_visit_every_window_once(store: TokenStore, where: dict[tup
         for step in range(39):
             for name, micro_batches in loader.domain_batches(step):
                 windows[name] += found(micro_batches, where)
-        passes = loader.epochs(39)
+        available, needs = loader.available(), loader.needs(39)
     for name, seen in windows.items():
         count = WINDOWS[name]
         everything = {(name, index) for index in range(count)}
         for start in range(0, len(seen) - count + 1, count):
             assert set(seen[start : start + count]) == everything
-        assert passes[name] == pytest.approx(390 / count)
-        assert len(seen) == 390
+        assert available[name] == count
+        assert len(seen) == needs[name] == 390
 
 
 @pytest.mark.parametrize("mix", [False, True])
@@ -143,7 +143,7 @@ def test_the_mix_is_even_and_disjoint_from_all_training(store: TokenStore, where
                     mixed += found(micro_batches, where)
                 else:
                     trained |= set(found(micro_batches, where))
-        passes = loader.epochs(60)
+        available, needs = loader.available(), loader.needs(60)
     domains = ["books", "arxiv", "cc"]
     assert [domain for domain, _ in mixed] == [domains[t % 3] for t in range(480)]
     assert not trained & set(mixed)
@@ -151,11 +151,11 @@ def test_the_mix_is_even_and_disjoint_from_all_training(store: TokenStore, where
     for name in domains:
         reserved = {window for window in mixed if window[0] == name}
         assert len(reserved) == WINDOWS[name] // 4
-        assert passes[name] == pytest.approx(480 / (WINDOWS[name] - len(reserved)))
+        assert (needs[name], available[name]) == (480, WINDOWS[name] - len(reserved))
         order = [window for window in mixed if window[0] == name]
         for start in range(0, 160 - len(reserved), len(reserved)):
             assert set(order[start : start + len(reserved)]) == reserved
-    assert passes[MIX_ROW] == pytest.approx(160 / 3)  # arxiv reserves the fewest, 3
+    assert (needs[MIX_ROW], available[MIX_ROW]) == (480, 3 * 3)  # arxiv reserves the fewest, 3
 
 
 def test_any_step_can_be_asked_for(store: TokenStore) -> None:
@@ -262,6 +262,36 @@ def test_an_order_for_another_store_is_refused(store: TokenStore) -> None:
         mixture(store, sequence_length=LENGTH * 2)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_step_with_some_domains_goes_on_where_each_of_them_ended(
+    store: TokenStore, where: dict[tuple[int, ...], Where], world_size: int
+) -> None:
+    """Two of three domains in a step, targets in the last of every three from the second on; on any number of ranks."""
+    options = {"domains_per_step": 2, "update_every": 3, "first_update": 1, "target_domains": ["github"]}
+    with proxy(store) as plain:
+        whole = {name: [] for name in ("books", "arxiv", "cc")}
+        for step in range(12):
+            for name, micro_batches in plain.domain_batches(step):
+                whole[name] += found(micro_batches, where)
+    loaders = [proxy(store, rank, world_size, **options) for rank in range(world_size)]
+    seen: dict[str, list[Where]] = {name: [] for name in loaders[0].row_names}
+    for step in range(12):
+        assert sum(map(len, seen.values())) == loaders[0].samples(step) == sum(loaders[0].needs(step).values())
+        of_ranks = [loader.domain_batches(step) for loader in loaders]
+        names = [name for name, _ in of_ranks[0]]
+        assert loaders[0].is_update(step) is (step in (3, 6, 9))
+        assert ("github" in names) is (step in (3, 6, 9))
+        assert len(set(names) - {"github"}) == 2
+        for number, name in enumerate(names):
+            seen[name] += [window for batches in of_ranks for window in found(batches[number][1], where)]
+    for name, windows in whole.items():
+        assert len(seen[name]) == 8 * 16  # two thirds of 12 steps
+        assert seen[name] == windows[: 8 * 16]
+    assert len(seen["github"]) == 3 * 16
+    for loader in loaders:
+        loader.close()
+
+
 # Both
 
 
@@ -292,6 +322,9 @@ def test_a_state_fits_other_ranks_and_micro_batches_but_no_other_data(
                 proxy(store, sequence_length=4),
                 proxy(store, mix=True),
                 proxy(store, sequences_per_domain=32),
+                proxy(store, domains_per_step=2),
+                proxy(store, update_every=2),
+                proxy(store, first_update=1),
                 proxy(store, train_domains=["books", "arxiv"]),
                 proxy(store, train_domains=["books", "arxiv"], target_domains=["cc"]),
             ],

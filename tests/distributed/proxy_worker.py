@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from doge_ds.config import DogeConfig, ProxyTrainingConfig
 from doge_ds.reweight.doge import DomainWeights
@@ -18,7 +19,8 @@ from doge_ds.training.domain_gradients import DomainGradients
 from doge_ds.training.engine import cut_into_micro_batches, start_engine
 from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, start_process_group
 from doge_ds.training.model import build_model, model_config
-from tests.distributed.scenarios import batches_of, freeze
+from doge_ds.training.selection import TensorSelection
+from tests.distributed.scenarios import batches_of, freeze, rows_of
 
 
 def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
@@ -28,6 +30,9 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
     size, count = cut_into_micro_batches(
         "sequences_per_domain", training.sequences_per_domain, training.micro_batch_size, ranks.world_size
     )
+    if "fp16" in scenario["deepspeed"]:
+        # DeepSpeed asks whether the processor has instructions for fp16. torch computes in it without, slowly.
+        get_accelerator().is_fp16_supported = lambda: True
     config = complete_deepspeed_config(scenario["deepspeed"], training, 2, size, 1, ranks)
     shape = model_config(scenario["model"], scenario["vocabulary"], 0, scenario["length"])
     model = build_model(shape, config, training, pretrained=None)
@@ -35,25 +40,42 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
     if ranks.rank == 0:
         torch.save(model.state_dict(), folder / f"{scenario['name']}.initial.pt")
     engine = start_engine(model, config, training)
-    gradients = DomainGradients(engine, rows, train_rows, seed=training.seed)
+    gradients = DomainGradients(engine, rows[:train_rows], len(rows) - train_rows, training.seed, doge)
+    selection = TensorSelection(engine, gradients, doge.selection)
     weights = DomainWeights(rows[:train_rows], rows, doge)
-    history: dict[str, list] = {"weights": [], "losses": [], "gram": [], "applied": [], "count": []}
+    history: dict[str, list] = {"weights": [], "losses": [], "gram": [], "scores": [], "applied": [], "count": []}
+    history["loss_scales"] = []
     for step in range(training.steps):
-        for row, tokens in zip(rows, batches_of(scenario, step), strict=True):
-            mine = tokens[ranks.rank * size * count :][: size * count]
-            gradients.collect(step, row, mine.split(size))
-        if step == scenario.get("poisoned_step"):
-            gradients._rows[-1, 0] = float("nan")
-        summary = gradients.reduce(stop=False)
-        proposal = weights.propose(summary.gram, engine.get_lr()[0])
-        gradients.apply(proposal.coefficients)
-        engine.step()
-        if engine.was_step_applied():
+        if step in (5, 25):  # as a resumed run takes them over, while a selection is being measured and after it
+            states = json.loads(json.dumps([weights.state_dict(), selection.state_dict()]))
+            weights = DomainWeights(rows[:train_rows], rows, doge)
+            weights.load_state_dict(states[0])
+            selection = TensorSelection(engine, gradients, doge.selection)
+            selection.load_state_dict(states[1])
+        chosen, is_update = rows_of(scenario, step)
+        tokens_of_rows = batches_of(scenario, step)
+        mine = {row: tokens_of_rows[row][ranks.rank * size * count :][: size * count].split(size) for row in chosen}
+        rate, proposal = engine.get_lr()[0], None
+        if is_update:
+            for row in chosen:
+                gradients.collect(step, rows[row], mine[row])
+            if step == scenario.get("poisoned_step"):
+                gradients._rows._train[-1, 0] = float("nan")
+            summary = gradients.reduce(stop=False)
+            proposal = weights.propose(summary.gram, summary.rows, rate, summary.squared_norms)
+            gradients.apply(proposal.coefficients)
+            history["gram"].append(summary.gram.tolist())
+            history["scores"].append(proposal.scores.tolist())
+        else:
+            batches = [(rows[row], mine[row]) for row in chosen]
+            summary = gradients.train(step, batches, weights.coefficients([name for name, _ in batches]), stop=False)
+        history["loss_scales"].append(float(engine.optimizer.loss_scale))
+        was_applied = selection.step(step)
+        if proposal and was_applied:
             weights.accept(proposal)
         history["weights"].append(list(weights.current().values()))
         history["losses"].append(summary.losses.tolist())
-        history["gram"].append(summary.gram.tolist())
-        history["applied"].append(engine.was_step_applied())
+        history["applied"].append(was_applied)
         history["count"].append(weights.count)
     if ranks.rank == 0:
         form = (
@@ -63,6 +85,7 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
             else "list"
         )
         result = {**history, "mean": list(weights.mean().values()), "form": form}
+        result["selection"] = selection.facts()
         result["groups"] = len(engine.optimizer.partition_size)
         (folder / f"{scenario['name']}.json").write_text(json.dumps(result))
         torch.save(engine.module.state_dict(), folder / f"{scenario['name']}.final.pt")

@@ -2,7 +2,7 @@
 
 import torch
 
-LENGTH, VOCABULARY, STEPS = 12, 37, 20
+LENGTH, VOCABULARY, STEPS = 12, 37, 50
 
 # Odd sizes: 20-wide layers and 37 tokens make shards that do not divide by 2 or 4, so there is padding inside.
 MODEL = {"model_type": "gpt2", "n_layer": 2, "n_embd": 20, "n_head": 2}
@@ -64,26 +64,85 @@ SMALL_BUCKETS = {
 }
 BF16_BUFFER = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 BF16_LIST = {"bf16": {"enabled": True}}
+# No growth of the loss scale: in the step that doubles it, DeepSpeed divides the gradient by the new scale.
+FP16 = {
+    "fp16": {"enabled": True, "initial_scale_power": 22, "loss_scale_window": 1000, "hysteresis": 1},
+    "data_types": {"grad_accum_dtype": "fp32"},
+}
 
+
+def alone(name: str, target: object = "all", **doge: object) -> dict:
+    """The paper's scores with one option changed."""
+    return scenario(name, target, doge={"preset": "paper", **doge})
+
+
+# Against the reference on 1, 2 and 4 ranks: every kind of target, both presets, every option by itself, every form in
+# which DeepSpeed keeps fp32 gradients.
 EXACT = [
-    scenario("all_paper", "all", doge={"preset": "paper"}),
+    alone("all_paper"),
     scenario("others_official", "others", doge={"preset": "official", "clip_domain_gradients": 0.6}),
     scenario("mix_official", "mix", doge={"preset": "official"}, training={"micro_batch_size": 2}),
-    scenario("outside_paper", ["x"], doge={"preset": "paper", "mu": 0.05}),
-    scenario("two_targets_euclidean", ["x", "b"], doge={"preset": "official", "divergence": "euclidean"}),
+    alone("one_outside", ["x"], mu=0.05),
+    alone("two_outside", ["x", "y"], mu=0.05),
+    scenario("one_inside", ["b"], doge={"preset": "official", "mu": 0.01}),
+    scenario("outside_and_inside_euclidean", ["x", "b"], doge={"preset": "official", "divergence": "euclidean"}),
+    alone("clip_domain_gradients", clip_domain_gradients=0.6),
+    alone("mean_gradient_norm", normalize="mean_gradient_norm"),
+    alone("cosine", "others", normalize="cosine"),
+    alone("clip", "others", clip=[0.05, 0.3]),
+    alone("smoothing", smoothing=0.03),
+    alone("step_size", "others", step_size=0.004),
+    alone("euclidean", divergence="euclidean", mu=0.1),
     scenario("small_buckets", "all", doge={"preset": "official"}, deepspeed=SMALL_BUCKETS),
     scenario("llama_untied_frozen", "all", model=LLAMA, frozen="embed_tokens", doge={"preset": "paper", "mu": 0.2}),
+    alone("rows_on_the_host", ["x"], mu=0.05, gradient_store="cpu"),
+]
+# Ours, not the paper's: against tests/reference_extensions.py.
+EXTENDED = [
+    alone("subsets_all", "all", domains_per_step=2, absent_score_decay=0.5),
+    alone("subsets_outside_held", ["x"], domains_per_step=1, mu=0.05),
+    scenario(
+        "subsets_official_mean", "mix", doge={"preset": "official", "domains_per_step": 2, "absent_score_decay": 0}
+    ),
+    scenario("every_third", ["x"], doge={"preset": "official", "update_every": 3}, training={"micro_batch_size": 2}),
+    alone("selection", "all", selection={"steps": 10, "tensors": 5}, mu=0.005),
+    scenario(
+        "selection_largest_outside",
+        ["x"],
+        doge={
+            "preset": "official",
+            "clip_domain_gradients": 0.6,
+            "mu": 0.005,
+            "selection": {"steps": 8, "tensors": -6},
+            "update_every": 2,
+            "domains_per_step": 2,
+        },
+    ),
 ]
 ROUNDED = [
     scenario(
         "bf16_buffer", "all", doge={"preset": "official"}, deepspeed=BF16_BUFFER, training={"micro_batch_size": 1}
     ),
     scenario("bf16_list", "all", doge={"preset": "official"}, deepspeed=BF16_LIST),
+    scenario("bf16_rows", "all", doge={"preset": "official", "gradient_dtype": "bfloat16"}),
 ]
 SKIPPED = [
-    scenario("poisoned", ["x"], poisoned_step=7, doge={"preset": "paper"}),
-    scenario("poisoned_bf16", deepspeed=BF16_BUFFER, poisoned_step=7),
+    scenario("poisoned", ["x"], poisoned_step=7, training={"steps": 20}, doge={"preset": "paper"}),
+    scenario("poisoned_bf16", deepspeed=BF16_BUFFER, poisoned_step=7, training={"steps": 20}),
 ]
+# Its first loss scales are too large, so that the first steps are skipped, until one fits.
+HALF = [scenario("fp16", "all", doge={"preset": "official"}, deepspeed=FP16)]
+
+
+def rows_of(scenario: dict, step: int) -> tuple[list[int], bool]:
+    """Numbers of the rows that a step has, and whether it updates the weights."""
+    doge, train = scenario["doge"], scenario["train_rows"]
+    first = (doge.get("selection") or {"steps": 0})["steps"]
+    is_update = step >= first and (step - first + 1) % doge.get("update_every", 1) == 0
+    # Written down from data/subsets.py's rule: every block of ceil(3 / n) steps has every domain.
+    blocks = {1: [[1], [0], [2]], 2: [[0, 2], [0, 1]], 3: [[0, 1, 2]]}[doge.get("domains_per_step", 3)]
+    chosen = blocks[step % len(blocks)]
+    return [*chosen, *(range(train, len(scenario["rows"])) if is_update else [])], is_update
 
 
 def batches_of(scenario: dict, step: int) -> list[torch.Tensor]:

@@ -11,10 +11,13 @@ from transformers import AutoModelForCausalLM
 from doge_ds.config import DogeConfig
 from doge_ds.training.model import model_config
 from tests import reference_doge as reference
+from tests import reference_extensions as extensions
 from tests.distributed.ranks import torchrun
-from tests.distributed.scenarios import EXACT, ROUNDED, SKIPPED, batches_of, freeze
+from tests.distributed.scenarios import EXACT, EXTENDED, HALF, ROUNDED, SKIPPED, STEPS, batches_of, freeze, rows_of
 
 NAMES = [scenario["name"] for scenario in EXACT]
+EXTENDED_NAMES = [scenario["name"] for scenario in EXTENDED]
+SCENARIOS = [*EXACT, *EXTENDED, *ROUNDED, *SKIPPED, *HALF]
 WORLD_SIZES = [1, 2, 4]
 
 
@@ -24,18 +27,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     found = {}
     for world_size in WORLD_SIZES:
         folder = found[world_size] = tmp_path_factory.mktemp(f"ranks{world_size}")
-        (folder / "scenarios.json").write_text(json.dumps(EXACT + ROUNDED + SKIPPED))
+        (folder / "scenarios.json").write_text(json.dumps(SCENARIOS))
         torchrun(world_size, "proxy_worker.py", str(folder / "scenarios.json"), str(folder))
     return found
 
 
 def by_name(name: str) -> dict:
-    return next(scenario for scenario in EXACT + ROUNDED + SKIPPED if scenario["name"] == name)
+    return next(scenario for scenario in SCENARIOS if scenario["name"] == name)
 
 
 @cache
-def expected(name: str, initial: Path) -> tuple[dict, dict]:
-    """The reference's history and final parameters, from the initial parameters that the ranks started with."""
+def expected(name: str, initial: Path, applied: tuple[bool, ...] = (True,) * STEPS) -> tuple[dict, dict]:
+    """The reference's history and final parameters, from the initial parameters that the ranks started with.
+
+    A step that was not applied never happened: the reference goes on with the next one's tokens at the same rate.
+    """
     scenario = by_name(name)
     model = AutoModelForCausalLM.from_config(
         model_config(scenario["model"], scenario["vocabulary"], 0, scenario["length"])
@@ -58,8 +64,27 @@ def expected(name: str, initial: Path) -> tuple[dict, dict]:
         **{key: getattr(doge, key) for key in ("clip_domain_gradients", "normalize", "clip", "mu")},
         **{key: getattr(doge, key) for key in ("step_size", "divergence", "smoothing")},
     }
-    history = reference.train(model, lambda step: batches_of(scenario, step), scenario["train_rows"], settings)
+    if name in EXTENDED_NAMES:
+        settings |= {"decay": doge.absent_score_decay, "selection": doge.selection and doge.selection.model_dump()}
+
+        def rows(step: int) -> tuple[dict[int, torch.Tensor], bool]:
+            (chosen, is_update), tokens = rows_of(scenario, step), batches_of(scenario, step)
+            return {row: tokens[row] for row in chosen}, is_update
+
+        return extensions.train(model, rows, scenario["train_rows"], settings), model.state_dict()
+    steps = [step for step, was_applied in enumerate(applied) if was_applied]
+
+    def tokens_of(number: int) -> list[torch.Tensor]:
+        return batches_of(scenario, steps[min(number, len(steps) - 1)])
+
+    history = reference.train(model, tokens_of, scenario["train_rows"], settings)
     return history, model.state_dict()
+
+
+def assert_same_parameters(final: dict, parameters: dict) -> None:
+    for key, tensor in parameters.items():
+        difference = (final[key].double() - tensor).norm() / tensor.norm().clamp(min=1e-3)
+        assert difference < 1e-5, key
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -76,10 +101,26 @@ def test_every_step_and_the_final_model_equal_the_reference(
     torch.testing.assert_close(torch.tensor(found["losses"]), torch.tensor(history["losses"]), rtol=1e-5, atol=1e-5)
     gram, wanted_gram = torch.tensor(found["gram"]), torch.tensor(history["gram"])
     assert ((gram - wanted_gram).abs() / wanted_gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]).max() < 1e-4
-    final = torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True)
-    for key, tensor in parameters.items():
-        difference = (final[key].double() - tensor).norm() / tensor.norm().clamp(min=1e-3)
-        assert difference < 1e-5, key
+    assert_same_parameters(torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True), parameters)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("name", EXTENDED_NAMES)
+def test_subsets_rare_updates_and_selections_equal_theirs(name: str, world_size: int, folders: dict[int, Path]) -> None:
+    history, parameters = expected(name, folders[1] / f"{name}.initial.pt")
+    found = json.loads((folders[world_size] / f"{name}.json").read_text())
+    wanted = torch.tensor(history["weights"])
+    assert (torch.tensor(found["weights"]) - wanted).abs().max() < 1e-5
+    assert wanted.std(dim=1).max() > 1e-3
+    torch.testing.assert_close(torch.tensor(found["scores"]), torch.tensor(history["scores"]), rtol=1e-4, atol=1e-5)
+    assert_same_parameters(torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True), parameters)
+    assert found["selection"]["selected"] == history["chosen"]
+    if history["chosen"]:
+        effects = list(found["selection"]["cancellation_effect"].values())
+        assert effects == pytest.approx(history["effects"], rel=1e-3)
+        assert 0 < found["selection"]["share_of_parameters"] < 1
+    if "every" in name:  # weights stay, the model does not
+        assert found["weights"][7] == found["weights"][6] == found["weights"][5] != found["weights"][4]
 
 
 def test_one_two_and_four_ranks_give_the_same_weights(folders: dict[int, Path]) -> None:
@@ -92,8 +133,8 @@ def test_one_two_and_four_ranks_give_the_same_weights(folders: dict[int, Path]) 
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize(("name", "form"), [("bf16_buffer", "buffer"), ("bf16_list", "list")])
-def test_bf16_in_both_forms_follows_the_reference(
+@pytest.mark.parametrize(("name", "form"), [("bf16_buffer", "buffer"), ("bf16_list", "list"), ("bf16_rows", "list")])
+def test_bf16_in_both_forms_and_in_the_rows_alone_follows_the_reference(
     name: str, form: str, world_size: int, folders: dict[int, Path]
 ) -> None:
     history, _ = expected(name, folders[1] / f"{name}.initial.pt")
@@ -121,3 +162,27 @@ def test_a_step_with_nan_changes_neither_weights_nor_sum_nor_count(
     assert found["mean"] == pytest.approx(torch.tensor(accepted, dtype=torch.float64).mean(dim=0).tolist(), rel=1e-12)
     final = torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True)
     assert all(torch.isfinite(tensor.float()).all() for tensor in final.values())
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_fp16_skips_what_overflows_and_equals_the_reference_without_these_steps(
+    world_size: int, folders: dict[int, Path]
+) -> None:
+    """A skipped step leaves weights, sum and count, and the learning rate; no loss scale is left in the Gram matrix."""
+    found = json.loads((folders[world_size] / "fp16.json").read_text())
+    applied = found["applied"]
+    assert applied[0] is False  # the first scale, 2^22, is too large
+    assert 35 < sum(applied) < 50
+    assert found["weights"][0] == [1 / 3] * 3
+    assert found["count"] == [sum(applied[: step + 1]) for step in range(50)]
+    for step in range(1, 50):
+        assert (found["weights"][step] == found["weights"][step - 1]) is not applied[step] or step < 8
+    assert found["form"] == "buffer"
+    history, _ = expected("fp16", folders[1] / "fp16.initial.pt", tuple(applied))
+    count = sum(applied)
+    weights, gram = (torch.tensor(found[key])[torch.tensor(applied)] for key in ("weights", "gram"))
+    wanted = torch.tensor(history["weights"][:count])
+    assert (weights - wanted).abs().max() < 0.01 * (wanted - 1 / 3).abs().max()
+    assert found["mean"] == pytest.approx(wanted.mean(dim=0).tolist(), abs=0.002)
+    wanted_gram = torch.tensor(history["gram"][:count])
+    assert ((gram - wanted_gram).abs() / wanted_gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]).max() < 0.01

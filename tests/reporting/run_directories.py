@@ -118,6 +118,14 @@ def results_of(perplexities: dict[str, float | None], measured_on: str = STORE) 
     }
 
 
+def diverged(domains: Sequence[str]) -> dict[str, Any]:
+    """results.json of a model whose every likelihood is NaN, which JSON has no word for."""
+    results = results_of(dict.fromkeys(domains, 1.0))
+    keys = ("log_perplexity", "perplexity", "bits_per_byte")
+    found = {name: {**result, **dict.fromkeys(keys)} for name, result in results["perplexity"]["domains"].items()}
+    return {**results, "perplexity": {**dict.fromkeys(results["perplexity"]), "domains": found}}
+
+
 def write(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from doge_ds.reporting import downloads
 from doge_ds.reporting.downloads import Download
 from doge_ds.reporting.run_files import read_runs
-from tests.reporting.run_directories import edit_metrics, make_base, make_proxy, names
+from tests.reporting.run_directories import diverged, edit_metrics, make_base, make_proxy, names, write
 
 
 def rows(download: Download) -> list[list[str]]:
@@ -42,6 +42,17 @@ def test_every_number_of_every_run_is_there(tmp_path: Path) -> None:
     perplexities = rows(found["perplexities.csv"])
     assert perplexities[1][:2] == ["base", "a"]
     assert perplexities[2] == ["base", "t", "800.0", "", repr(800 / 3), "50"]
+
+
+def test_what_is_no_number_is_an_empty_field(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path / "proxy", ["a", "b"], target="all", logged=(40,))
+    edit_metrics(proxy, 0, gram=[[1, 0], [0, 0]], **{"loss/a": None})
+    base = make_base(tmp_path / "base", {"a": 0.5, "b": 0.5}, {"a": 4.0})
+    write(base / "results.json", diverged(["a"]))
+    metrics, cosines, *_, perplexities = downloads.downloads(read_runs([proxy, base]))
+    assert dict(zip(*rows(metrics), strict=True))["loss/a"] == ""
+    assert rows(cosines)[1:] == [["a", "1.000", ""], ["b", "", ""]]
+    assert rows(perplexities)[1] == ["base", "a", "", "", "", "50"]
 
 
 def test_a_budget_that_is_too_small_thins_and_says_so(tmp_path: Path) -> None:

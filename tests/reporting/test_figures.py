@@ -85,6 +85,15 @@ def test_one_step_and_missing_numbers_are_drawn() -> None:
     assert "nan" not in draw(gap)[0].lower()
 
 
+def test_a_line_through_every_other_step_is_drawn_however_it_is_thinned() -> None:
+    steps = np.arange(1, 401)
+    values = np.random.default_rng(0).normal(size=400)
+    series = {"odd": np.where(steps % 2 == 1, values, np.nan), "even": np.where(steps % 2 == 0, values, np.nan)}
+    for order, drawn in ((["odd", "even"], 2), (["elsewhere"], 1)):  # two lines, or a band with two edges
+        wide, _ = draw(Panel("Loss", "nats", steps, series), order=order, points=200)
+        assert len([path for path in re.findall(r' d="([^"]*)"', wide) if path.count("L") > 150]) == drawn
+
+
 def test_a_band_of_lines_without_a_number_is_left_out() -> None:
     steps, nothing = np.arange(1.0, 4), np.full(3, np.nan)
     wide, _ = draw(Panel("Loss", "nats", steps, {"a": steps} | {f"d{number}": nothing for number in range(20)}))

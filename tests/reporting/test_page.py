@@ -13,7 +13,7 @@ from doge_ds.reporting import page as page_module
 from doge_ds.reporting.page import domain_order, render_page
 from doge_ds.reporting.run_files import read_runs
 from tests.reporting.browser import CHROMIUM, start_browser
-from tests.reporting.run_directories import edit_metrics, make_base, make_proxy, names
+from tests.reporting.run_directories import diverged, edit_metrics, make_base, make_proxy, names, write
 
 WRITTEN = datetime(2025, 1, 2, 3, 4, tzinfo=UTC)
 VOID = {"meta", "link", "wbr"}
@@ -127,6 +127,46 @@ def test_a_run_whose_every_number_is_null(tmp_path: Path) -> None:
     outline = Outline(page_of(path))
     assert "2 of 2 logged steps have a number that is not finite" in " ".join(outline.texts["p"])
     assert "No step with a finite Gram matrix has been logged." in outline.texts["p"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_numbers_that_no_axis_can_hold_and_results_without_any(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path / "proxy", ["a", "b"], target="all", logged=(10, 20, 40))
+    text = (proxy / "metrics.jsonl").read_text()
+    for literal in ("Infinity", "NaN", "1.7e308", "9" * 400):
+        changed = re.sub(
+            r'"(weight/a|loss/a|learning_rate|tokens|seconds)": [^,}]*', rf'"\1": {literal}', text, count=7
+        )
+        (proxy / "metrics.jsonl").write_text(changed)
+        base = make_base(tmp_path / f"base{len(literal)}", {"a": 0.5, "b": 0.5}, {"a": 3.0})
+        write(base / "results.json", diverged(["a"]))
+        paragraphs = " ".join(Outline(page_of(proxy, base)).texts["p"])
+        assert "2 of 3 logged steps have a number that is not finite" in paragraphs
+        assert "gives no finite likelihood for a" in paragraphs
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_proxy_whose_lines_have_some_of_the_domains_only(tmp_path: Path) -> None:
+    """As with domains_per_step and update_every: keys and the Gram matrix of a line are those of its domains."""
+    domains = names(12)
+    path = make_proxy(tmp_path / "proxy", domains, target=["t"], steps=60, logged=range(1, 61))
+    lines = [json.loads(text) for text in (path / "metrics.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        here = [*(name for place, name in enumerate(domains) if place % 3 == number % 3), "t"]
+        rows = [[*domains, "t"].index(name) for name in here]
+        line["gram"] = [[line["gram"][i][j] for j in rows] for i in rows]
+        line["gram_rows"] = here
+        for key in [key for key in line if key.startswith(("loss/", "score/", "gradient_norm/"))]:
+            if key.partition("/")[2] not in here or (number % 2 and not key.startswith("loss/")):
+                del line[key]
+        if number % 2:
+            del line["gram"], line["gram_rows"]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outline = Outline(page_of(path))
+    notes = " ".join(outline.texts["p"])
+    assert "not finite" not in notes
+    assert "Each pair's is over the steps that have both: 0 to 10 of them." in notes
+    assert {*domains, "t"} <= set(outline.texts["th"])
 
 
 def test_two_hundred_domains_fit_and_nothing_is_left_out_in_silence(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from doge_ds.reporting.run_files import is_uniform, proxy_with_mixture, read_run
 from tests.reporting.run_directories import edit_metrics, make_base, make_proxy, results_of, write
 
 MIXTURE = {"python": 0.25, "prose": 0.75}
+FACTS = '{"program": "train_base", "ranks": 1, "store": "0", "tokenizer_sha256": "0"'
 
 
 def test_a_finished_proxy_has_its_mixture_and_an_unfinished_one_its_running_mean(tmp_path: Path) -> None:
@@ -42,6 +43,18 @@ def test_results_lie_in_the_run_or_else_in_its_model(tmp_path: Path) -> None:
     assert run.results is not None
     assert run.results.perplexity is not None
     assert run.results.perplexity.domains["python"].perplexity is None
+
+
+def test_what_is_no_finite_number_in_results_is_none(tmp_path: Path) -> None:
+    path = make_base(tmp_path / "a", MIXTURE, {"python": 3.0})
+    text = json.dumps(results_of({"python": 3.0})["perplexity"]["domains"]["python"]["log_perplexity"])
+    for literal in ("null", "NaN", "-Infinity", "1e999", "9" * 400):
+        (path / "results.json").write_text(json.dumps(results_of({"python": 3.0})).replace(text, literal))
+        (run,) = read_runs([path])
+        assert run.results is not None
+        assert run.results.perplexity is not None
+        assert run.results.perplexity.average_log_perplexity is None
+        assert run.results.perplexity.domains["python"].log_perplexity is None
 
 
 def test_names_are_as_long_as_they_need_to_be(tmp_path: Path) -> None:
@@ -82,6 +95,7 @@ def spoil(path: Path, what: str) -> None:
         ("config.json", "is no run directory: it has no config.json"),
         ('run.json={"program": ', "run.json, line 1, column 13: is no JSON"),
         ('run.json={"program": "x"}', "run.json: program: is damaged"),
+        (f'run.json={FACTS}, "mixture": {{"a": NaN}}}}', "run.json: mixture.a: is damaged"),
         ("config.json={}", "config.json: model: is missing"),
         ("config.json=[]", "config.json: holds no JSON object"),
         ("metrics.jsonl=x\ny\n", "metrics.jsonl, line 1: is no JSON"),

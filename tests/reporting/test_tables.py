@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from doge_ds.config import BaseConfig, ProxyConfig, config_hash, load_config
+from doge_ds.errors import ConfigError
 from doge_ds.reporting import tables
-from doge_ds.reporting.cells import NOTHING, ROWS_SHOWN, Table, duration, number, signed
+from doge_ds.reporting.cells import NOTHING, ROWS_SHOWN, Table, duration, number, signed, significant
 from doge_ds.reporting.run_files import RunRecord, read_runs
-from tests.reporting.run_directories import edit_metrics, make_base, make_proxy, names
+from doge_ds.training.run import RunDirectory
+from tests.reporting.run_directories import diverged, edit_metrics, make_base, make_proxy, names, write
 
+ROOT = Path(__file__).resolve().parents[2]
 MIXTURE = {"python": 0.3, "prose": 0.7}
 
 
@@ -28,6 +32,22 @@ def read(*paths: Path) -> list[RunRecord]:
 )
 def test_number(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, NOTHING),
+        (0.038, "0.0380"),
+        (10.0, "10.0"),
+        (123.4, "123"),
+        (1234.5, "1,234"),
+        (0.0, "0"),
+        (3e-7, "3e-07"),
+    ],
+)
+def test_three_significant_digits(value: float | None, text: str) -> None:
+    assert significant(value) == text
 
 
 def test_signed_numbers_and_durations() -> None:
@@ -63,6 +83,9 @@ def test_summary_says_how_far_each_run_came_and_shows_rates_where_they_are(tmp_p
     assert found["model FLOPs utilisation, median, %"] == [NOTHING, "30.0"]
     assert found["TFLOP/s per device, median"] == [NOTHING, "10.0"]
     assert found["logged steps skipped by DeepSpeed"] == ["0", "1"]
+    edit_metrics(proxy, 1, tflops_per_device=0.0384)
+    found = texts(tables.summary_table(read(proxy, base)))
+    assert found["TFLOP/s per device, median"] == ["0.0384", "10.0"]
 
 
 def test_mixtures_stand_side_by_side_largest_first(tmp_path: Path) -> None:
@@ -156,6 +179,16 @@ def test_perplexities_with_differences_to_the_first(tmp_path: Path) -> None:
     assert strong["huge"] == [False, False]
 
 
+def test_a_base_that_diverged_has_dashes_and_no_difference(tmp_path: Path) -> None:
+    one = make_base(tmp_path / "one", MIXTURE, {"python": 20.0})
+    two = make_base(tmp_path / "two", MIXTURE, {"python": 20.0})
+    write(two / "results.json", diverged(["python"]))
+    for first, second, shown in ((one, two, ["20.00", NOTHING]), (two, one, [NOTHING, "20.00"])):
+        table = tables.perplexity_table(read(first, second), [])
+        assert texts(table)["python"] == texts(table)["geometric mean"] == [*shown, NOTHING, NOTHING]
+        assert not [cell for row in table.rows for cell in row.cells if cell.strong]
+
+
 def test_averages_over_other_domains_are_not_compared(tmp_path: Path) -> None:
     one = make_base(tmp_path / "one", MIXTURE, {"python": 20.0, "prose": 80.0})
     two = make_base(tmp_path / "two", MIXTURE, {"python": 25.0})
@@ -181,5 +214,33 @@ def test_configuration_has_facts_and_keys_and_marks_what_differs(tmp_path: Path)
     of_proxy = texts(tables.configuration_table(runs[:1], runs))
     assert of_proxy["mixture config_sha256"] == ["abc123"]
     assert of_proxy["mixture accepted_steps"] == ["39"]
+    assert [len(text) for text in (*found["config sha256"], *of_proxy["config sha256"])] == [16, 16, 16]
+    assert notes["config sha256"] == "differs"
     assert of_proxy["doge.target"] == ["mix"]
     assert "doge.mu" not in of_proxy  # the file does not say, so the page does not either
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs/runs").glob("*.json")), ids=lambda path: path.stem)
+def test_the_hash_of_a_run_directory_is_that_which_its_mixture_records(tmp_path: Path, path: Path) -> None:
+    is_proxy = "doge" in json.loads(path.read_text())
+    config = load_config(ProxyConfig if is_proxy else BaseConfig, path, ["deepspeed.wandb.enabled=true"])
+    run = make_proxy(tmp_path / "run", logged=()) if is_proxy else make_base(tmp_path / "run", MIXTURE)
+    facts = json.loads((run / "run.json").read_text())
+    RunDirectory(tmp_path / "written", config, facts, "mixture.json" if is_proxy else "hf", resume="auto").create()
+    (tmp_path / "written/config.json").replace(run / "config.json")
+    found = texts(tables.configuration_table(read(run), read(run)))
+    assert found["config sha256"] == [config_hash(config)]  # train_proxy.py writes this into mixture.json
+    assert not [key for key in found if "wandb" in key]
+
+
+def test_a_deepspeed_file_is_shown_with_its_contents_and_without_keys_to_accounts(tmp_path: Path) -> None:
+    run = make_proxy(tmp_path / "proxy")
+    values = json.loads((run / "config.json").read_text())
+    write(run / "config.json", {**values, "deepspeed": "../zero.json"})
+    write(tmp_path / "zero.json", {"bf16": {"enabled": True}, "comet": {"api_key": "SECRET"}})
+    found = texts(tables.configuration_table(read(run), read(run)))
+    assert found["deepspeed.bf16.enabled"] == ["true"]
+    assert "SECRET" not in str(found)
+    write(run / "config.json", {**values, "deepspeed": 3})
+    with pytest.raises(ConfigError, match="deepspeed"):
+        read(run)

@@ -1,12 +1,13 @@
 """Sentences: they say what is so, and no more."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from doge_ds.reporting import words
 from doge_ds.reporting.run_files import RunRecord, read_runs
-from tests.reporting.run_directories import edit_metrics, make_base, make_proxy, names, results_of, write
+from tests.reporting.run_directories import diverged, edit_metrics, make_base, make_proxy, names, results_of, write
 
 MIXTURE = {"a": 0.25, "b": 0.75}
 
@@ -83,6 +84,20 @@ def test_a_domain_that_a_base_did_not_draw_is_no_trouble_but_a_lost_loss_is(tmp_
     assert "1 of 2 logged steps" in words.progress_note(read_runs([path])[0], points=40)
 
 
+def test_a_key_that_a_proxys_line_lacks_is_no_trouble_but_a_null_is(tmp_path: Path) -> None:
+    path = make_proxy(tmp_path / "p", ["a", "b"], target="all")
+    lines = [json.loads(text) for text in (path / "metrics.jsonl").read_text().splitlines()]
+    for key in ("loss/a", "score/a", "score/b", "gradient_norm/a", "gram"):
+        del lines[1][key]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert words.progress_note(read_runs([path])[0], points=40) == ""
+    edit_metrics(path, 1, gram=None)
+    assert words.progress_note(read_runs([path])[0], points=40) == ""
+    edit_metrics(path, 1, **{"score/a": None, "loss/b": None})
+    edit_metrics(path, 2, **{"loss/a": None})
+    assert "2 of 4 logged steps have a number" in words.progress_note(read_runs([path])[0], points=40)
+
+
 def test_charts_are_described_with_their_numbers(tmp_path: Path) -> None:
     run = proxy(tmp_path / "p", domains=["a", "b"], target="all", logged=(10, 40))
     assert "step 10 to 40: b from 0.917 to 0.976, a from 0.083 to 0.024." in words.weights_description(run)
@@ -103,6 +118,15 @@ def test_cosines_note_names_the_extremes_and_what_is_left_out(tmp_path: Path) ->
     assert words.cosines_note(read_runs([path])[0]) == "No step with a finite Gram matrix has been logged."
 
 
+def test_cosines_note_says_that_not_every_step_has_every_pair(tmp_path: Path) -> None:
+    path = make_proxy(tmp_path / "p", ["a", "b", "c"], target="all", logged=(10, 20, 30))
+    assert "Each pair" not in words.cosines_note(read_runs([path])[0])
+    edit_metrics(path, 1, gram_rows=["c", "a"], gram=[[1, 0.5], [0.5, 1]])
+    note = words.cosines_note(read_runs([path])[0])
+    assert "Mean over 3 logged steps of" in note
+    assert "Each pair's is over the steps that have both: 2 to 3 of them." in note
+
+
 def test_what_limits_a_comparison_is_said(tmp_path: Path) -> None:
     one = make_base(tmp_path / "one", MIXTURE, {"a": 4.0, "b": None}, measured_on="9" * 16)
     two = make_base(tmp_path / "two", MIXTURE, {"a": 4.0}, measured_on="9" * 16)
@@ -117,3 +141,12 @@ def test_what_limits_a_comparison_is_said(tmp_path: Path) -> None:
     (tmp_path / "four").mkdir()
     fine = make_base(tmp_path / "four/base", MIXTURE, {"a": 4.0})
     assert words.perplexity_notes(read_runs([fine])) == []
+
+
+def test_a_base_that_diverged_says_so(tmp_path: Path) -> None:
+    path = make_base(tmp_path / "base", MIXTURE, {"a": 4.0})
+    write(path / "results.json", diverged(["a", "b"]))
+    runs = read_runs([path])
+    assert words.perplexity_notes(runs) == ["base gives no finite likelihood for a, b: dashes stand there."]
+    sentence = words.base_sentence(runs[0], runs)
+    assert sentence.endswith("has no finite perplexity: it diverged, or its weights are damaged.")

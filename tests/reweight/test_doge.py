@@ -51,7 +51,7 @@ def test_thirty_steps_equal_the_reference(target_case: str, options: dict) -> No
     history = []
     for step, gradients in enumerate(random_gradients(len(row_names), 30, seed=1)):
         rate = 0.001 * (step + 1)
-        proposal = weights.propose(gradients @ gradients.T, rate)
+        proposal = weights.propose(gradients @ gradients.T, row_names, rate)
         weights.accept(proposal)
 
         rows = [reference.clipped([row], doge.clip_domain_gradients) for row in gradients]
@@ -80,7 +80,7 @@ def test_self_term_leaves_with_others() -> None:
     gradients = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))  # orthogonal: nothing but self terms
     for target, expected in (("all", [1.0, 4.0, 9.0]), ("others", [0.0, 0.0, 0.0])):
         weights = DomainWeights(TRAIN, TRAIN, DogeConfig(target=target, preset="paper"))
-        assert weights.propose(gradients @ gradients.T, 0.1).scores.tolist() == expected
+        assert weights.propose(gradients @ gradients.T, TRAIN, 0.1).scores.tolist() == expected
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -89,7 +89,7 @@ def test_a_gram_matrix_that_is_not_finite_proposes_no_change_and_spoils_the_grad
     before = weights.state_dict()
     gram = torch.eye(3, dtype=torch.float64)
     gram[0, 2] = bad
-    proposal = weights.propose(gram, 0.1)
+    proposal = weights.propose(gram, TRAIN, 0.1)
     assert proposal.coefficients.isnan().all()  # so that the engine skips the step as a whole
     assert proposal.weights.tolist() == list(before["weights"].values())
     assert weights.state_dict() == before
@@ -99,7 +99,7 @@ def test_state_is_named_not_positional() -> None:
     doge = DogeConfig(target="all", preset="paper", mu=0.5)
     weights = DomainWeights(TRAIN, TRAIN, doge)
     for gradients in random_gradients(3, 4, seed=2):
-        weights.accept(weights.propose(gradients @ gradients.T, 0.01))
+        weights.accept(weights.propose(gradients @ gradients.T, TRAIN, 0.01))
     reordered = DomainWeights(["c", "a", "b"], ["c", "a", "b"], doge)
     reordered.load_state_dict(weights.state_dict())
     assert reordered.current() == weights.current()
@@ -113,17 +113,17 @@ def test_a_weight_that_underflowed_can_come_back() -> None:
     doge = DogeConfig(target=["x"], preset="paper", mu=1.0, step_size=1.0)
     weights = DomainWeights(["a", "b"], ["a", "b", "x"], doge)
     helps_a = torch.tensor([[1.0, 0, 2000], [0, 1, 0], [2000, 0, 1]], dtype=torch.float64)
-    weights.accept(weights.propose(helps_a, 1.0))
+    weights.accept(weights.propose(helps_a, ["a", "b", "x"], 1.0))
     assert weights.current()["b"] == 0.0
     helps_b = torch.tensor([[1.0, 0, 0], [0, 1, 2000], [0, 2000, 1]], dtype=torch.float64)
-    weights.accept(weights.propose(helps_b, 1.0))
+    weights.accept(weights.propose(helps_b, ["a", "b", "x"], 1.0))
     assert weights.current()["b"] > 0.99
 
 
 def test_zero_gradients_score_zero_and_move_nothing() -> None:
     for normalize in ("none", "mean_gradient_norm", "cosine"):
         weights = DomainWeights(TRAIN, TRAIN, DogeConfig(target="all", preset="paper", normalize=normalize))
-        proposal = weights.propose(torch.zeros(3, 3, dtype=torch.float64), 0.1)
+        proposal = weights.propose(torch.zeros(3, 3, dtype=torch.float64), TRAIN, 0.1)
         assert proposal.scores.tolist() == [0.0, 0.0, 0.0]
         assert proposal.weights.tolist() == pytest.approx([1 / 3] * 3)
 

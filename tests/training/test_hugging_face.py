@@ -1,0 +1,115 @@
+"""A checkpoint as a Hugging Face folder: what cannot be read, does not fit or cannot be written is said in one line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from doge_ds.config import BaseTrainingConfig
+from doge_ds.errors import RunError
+from doge_ds.training.deepspeed_config import complete_deepspeed_config
+from doge_ds.training.engine import Checkpoints, start_engine
+from doge_ds.training.hugging_face import export_checkpoint
+from doge_ds.training.launch import Ranks
+from doge_ds.training.model import build_model, model_config
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+
+def shape(**changes: int) -> Any:
+    return model_config({"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, **changes}, 50, 3, 12)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path:
+    """A checkpoint of one rank under ZeRO-3."""
+    training = BaseTrainingConfig(steps=2, global_batch_size=4, learning_rate=0.1)
+    ds_config = json.loads((ROOT / "ds_configs/zero3_cpu.json").read_text())
+    config = complete_deepspeed_config(ds_config, training, 3, 4, 1, Ranks(rank=0, world_size=1, local_rank=0))
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        engine = start_engine(build_model(shape(), config, training, None), config, training)
+        Checkpoints(folder, training).save(engine, 1, {})
+        engine.destroy()
+    return folder / "step00000001"
+
+
+@pytest.fixture
+def checkpoint(whole: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(whole, tmp_path / "checkpoints" / whole.name))
+
+
+def export(checkpoint: Path, output: Path, **changes: int) -> None:
+    tokenizer = output.with_name("tokenizer")
+    tokenizer.mkdir(exist_ok=True)
+    (tokenizer / "tokenizer.json").write_text("{}")
+    export_checkpoint(checkpoint, shape(**changes), {"doge_ds_sequence_length": 12}, tokenizer, "card", output)
+
+
+def refusal(checkpoint: Path, output: Path, **changes: int) -> str:
+    with pytest.raises(RunError) as caught:
+        export(checkpoint, output, **changes)
+    assert not output.exists()
+    assert not output.with_name(f"{output.name}.tmp").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_a_log_file_gets_no_bars_and_a_terminal_does(
+    checkpoint: Path,
+    tmp_path: Path,
+    is_watched: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_watched)
+    export(checkpoint, tmp_path / "hf")
+    printed = capsys.readouterr()
+    for bar in ("Loading checkpoint shards", "Gathering sharded weights"):
+        assert (bar in printed.err) == is_watched
+    assert printed.out == ""
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert model.config.doge_ds_sequence_length == 12
+    assert (tmp_path / "hf/README.md").read_text() == "card"
+    assert (tmp_path / "hf/tokenizer.json").exists()
+
+
+def test_a_checkpoint_without_its_files_or_with_damaged_ones(checkpoint: Path, tmp_path: Path) -> None:
+    content = (checkpoint / OPTIMIZER).read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"no tensors\n"):
+        (checkpoint / OPTIMIZER).write_bytes(damaged)
+        assert refusal(checkpoint, tmp_path / "hf").startswith(f"{checkpoint}: cannot be read (")
+    (checkpoint / OPTIMIZER).unlink()
+    assert "can't find *_optim_states.pt" in refusal(checkpoint, tmp_path / "hf")
+    shutil.rmtree(checkpoint)
+    assert "doesn't exist); restore its files" in refusal(checkpoint, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_embd": 24}, "(size mismatch for "),
+        ({"n_layer": 3}, ": 12 tensors are missing, 0 too many; transformer.h.2."),
+        ({"n_layer": 1}, ": 0 tensors are missing, 12 too many; transformer.h.1."),
+    ],
+)
+def test_a_checkpoint_of_another_model(checkpoint: Path, tmp_path: Path, changes: dict[str, int], words: str) -> None:
+    message = refusal(checkpoint, tmp_path / "hf", **changes)
+    assert message.startswith(f"{checkpoint}: does not fit the model of config.json")
+    assert words in message
+
+
+def test_an_output_that_cannot_be_written_leaves_the_old_one(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/old").write_text("")
+    tokenizer = tmp_path / "nowhere"
+    with pytest.raises(RunError, match=r"hf: cannot be written \(.*No such file or directory: .*nowhere"):
+        export_checkpoint(checkpoint, shape(), {}, tokenizer, "card", tmp_path / "hf")
+    assert [path.name for path in tmp_path.glob("hf*/*")] == ["old"]

@@ -25,6 +25,7 @@ import deepspeed
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
+from torch.nn.functional import cross_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -82,7 +83,8 @@ class Turns:
         for micro_batches in self._batches[turn * self.steps_a_turn : (turn + 1) * self.steps_a_turn]:
             for tokens in micro_batches:
                 tokens = tokens.to(engine.device)
-                loss = engine(input_ids=tokens, labels=tokens).loss
+                logits = engine(input_ids=tokens[:, :-1], use_cache=False).logits
+                loss = cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
                 engine.backward(loss)
                 engine.step()
 

@@ -21,7 +21,7 @@ class DomainNeed:
 
 
 def plan_table(needs: Sequence[DomainNeed]) -> str:
-    """The table: domain, weight, sequences needed, sequences there, epochs."""
+    """The table: domain, weight, sequences needed, sequences there, epochs; a line more where text is repeated."""
     width = max(len("domain"), *(len(need.name) for need in needs))
     lines = [f"{'domain':<{width}}  {'weight':>7}  {'sequences needed':>16}  {'there':>10}  {'epochs':>6}"]
     for need in needs:
@@ -29,7 +29,18 @@ def plan_table(needs: Sequence[DomainNeed]) -> str:
         lines.append(
             f"{need.name:<{width}}  {weight:>7}  {need.needed:>16,}  {need.available:>10,}  {need.epochs:>6.2f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [repetition_warning(needs)])])
+
+
+def repetition_warning(needs: Sequence[DomainNeed]) -> str:
+    """One line where the run reads domains more than once, the most often read first; "" where it does not."""
+    repeated = sorted((need for need in needs if need.epochs > 1), key=lambda need: -need.epochs)
+    if not repeated:
+        return ""
+    more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+    times = ", ".join(f"{need.name} {need.epochs:.2f} times" for need in repeated[:3]) + more
+    remedy = "add text or lower training.steps (data.max_epochs sets what is refused)"
+    return f"warning: the run reads domains more than once: {times}; {remedy}"
 
 
 def refuse_too_many_epochs(needs: Sequence[DomainNeed], max_epochs: float) -> None:

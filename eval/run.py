@@ -101,7 +101,7 @@ def load_config(name: str, store: TokenStore) -> Any:
     """The configuration of a model that fits the store's tokens; its weights are not read yet.
 
     Raises:
-        ModelError: no such model, or its vocabulary has another size than the store's tokenizer.
+        ModelError: no such model, or its vocabulary is smaller than that of the store's tokenizer.
         TokenizerError: it was trained on tokens of another tokenizer.
     """
     where, folder = f"--model {name}", Path(name)
@@ -118,8 +118,9 @@ def load_config(name: str, store: TokenStore) -> Any:
     except (OSError, ValueError) as error:
         raise _cannot_be_loaded(name, error) from None
     tokenizer = store.manifest.tokenizer
-    vocabulary_size = config.get_text_config().vocab_size
-    if vocabulary_size != tokenizer.vocabulary_size:
+    vocabulary_size = getattr(config.get_text_config(), "vocab_size", 0)  # a model of images has none
+    # As in training, a vocabulary may be padded to a rounder number than its tokenizer has tokens.
+    if vocabulary_size < tokenizer.vocabulary_size:
         problem = f"has a vocabulary of {vocabulary_size}, the store's tokenizer of {tokenizer.vocabulary_size}"
         raise ModelError(where, problem, "give the store that it was trained on, or one made alike")
     trained_with = getattr(config, "doge_ds_tokenizer_sha256", None)

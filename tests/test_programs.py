@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from doge_ds import train_base, train_proxy
 from doge_ds.errors import DogeError
 from doge_ds.training.launch import run_program
-from tests.distributed.small_runs import small_store, write_config
+from tests.distributed.small_runs import MODEL, SEQUENCE_LENGTH, small_store, write_config
 from tests.stores import make_store
 
+ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"proxy": train_proxy, "base": train_base}
 
 
@@ -23,7 +25,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _two_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As rank 0 of two: everything here is refused before the other rank is waited for."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in ranks.items():
         monkeypatch.setenv(name, value)
 
 
@@ -48,6 +51,12 @@ def refusal(stage: str, config: Path, output: Path, *more: str) -> str:
         ("proxy", ['data.train_domains=["a","bb"]'], "data.train_domains: 'bb' is not in {store}; did you mean 'b'?"),
         ("base", ['data.train_domains=["a","bb"]'], "data.train_domains: 'bb' is not in"),
         ("proxy", ['doge.target=["a","b","c","x"]'], "every domain of the store is a target"),
+        ("proxy", ["doge.domains_per_step=9"], "doge.domains_per_step: is 9 of 3 train domains; leave it out"),
+        (
+            "proxy",
+            ["doge.domains_per_step=2", 'doge.target=["b"]', 'data.train_domains=["a","b","c"]'],
+            "doge.target: names the train domain 'b', which most steps would not have",
+        ),
         ("proxy", ["training.sequences_per_domain=5"], "5 cannot be divided by 2 ranks; 4 or 6 would do"),
         ("proxy", ["training.micro_batch_size=3"], "4 cannot be divided by 2 ranks x micro-batches of 3; 6 would do"),
         (
@@ -73,6 +82,20 @@ def refusal(stage: str, config: Path, output: Path, *more: str) -> str:
         ("base", ["deepspeed.zero_optimization.stage=2"], "is 2; this program needs 3"),
         ("proxy", ["deepspeed.gradient_accumulation_steps=4"], "says 4 where the run configuration gives 1"),
         ("proxy", ["deepspeed.train_batch_size=7"], "deepspeed.train_batch_size: says 7"),
+        (
+            "proxy",
+            ["deepspeed.zero_optimization.overlap_com=true"],
+            "deepspeed.zero_optimization.overlap_com: unknown key; did you mean 'overlap_comm'?",
+        ),
+        ("base", ["deepspeed.bf16.enabled=perhaps"], 'deepspeed.bf16.enabled: "perhaps" cannot stand; it should be'),
+        ("base", ["deepspeed.data_types=5"], "deepspeed.data_types: 5 cannot stand"),
+        ("proxy", ["deepspeed.bf17={}"], "deepspeed.bf17: unknown key; did you mean 'bf16'?"),
+        (
+            "base",
+            ["deepspeed.optimizer.params.betaz=0.9"],
+            "params.betaz: AdamW has no such setting; did you mean 'betas",
+        ),
+        ("base", ["model.pretrained=null"], "model.pretrained: None is no model's name; give a Hugging Face folder"),
         ("proxy", ["data.path=/nowhere/at/all"], "/nowhere/at/all: is no token store"),
     ],
 )
@@ -83,6 +106,37 @@ def test_configurations(stage: str, settings: list[str], message: str, store: Pa
     config.write_text(json.dumps(values))
     assert message.format(store=store) in refusal(stage, config, tmp_path / "run", "--set", *settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "run", "settings", "twin"),
+    [
+        ("proxy", "proxy_82m", [], "zero2_cpu.json"),
+        ("base", "base_124m", [], "zero3_cpu.json"),
+        ("base", "base_124m", [f"deepspeed={ROOT / 'ds_configs/zero3_offload.json'}"], "zero3_offload_cpu.json"),
+    ],
+)
+def test_what_ships_for_gpus_names_its_twin_where_there_is_none(
+    stage: str, run: str, settings: list[str], twin: str, store: Path, tmp_path: Path
+) -> None:
+    config = ROOT / f"ds_configs/runs/{run}.json"
+    found = refusal(stage, config, tmp_path / "run", "--set", f"data.path={store}", *settings)
+    assert "deepspeed.optimizer: is DeepSpeed's own Adam, which is for GPUs, and DeepSpeed finds none here" in found
+    assert f"use ds_configs/{twin}, or set deepspeed.optimizer.params.torch_adam=true" in found
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_a_model_that_was_trained_with_another_tokenizer_is_not_trained_on(
+    stage: str, store: Path, tmp_path: Path
+) -> None:
+    settings = {**MODEL, "vocab_size": 64, "n_positions": SEQUENCE_LENGTH}
+    AutoConfig.for_model(**settings, doge_ds_tokenizer_sha256="0" * 64).save_pretrained(tmp_path / "hf")
+    config = write_config(tmp_path / "run.json", store, stage)
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "model": {"pretrained": str(tmp_path / "hf")}}))
+    message = "model.pretrained: was trained with another tokenizer than the store's"
+    assert message in refusal(stage, config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from doge_ds.errors import RunError
 _EXACT_DIGITS = 19
 # Axes overflow before floats do; the largest fp32 is 3e38.
 _INFINITE = 1e300
-# Not numbers of the step: the Gram matrix and the names of its rows.
-_GRAM_KEYS = ("gram", "gram_rows")
+# Not numbers of the step: the Gram matrix, the names of its rows, and what the run warned of.
+_OTHER_KEYS = ("gram", "gram_rows", "warnings")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Metrics:
             [rows, rows]; NaN where none has, or a gradient was never finite or always 0.
         cosine_counts: logged steps that each mean is over, [rows, rows].
         cosine_lines: logged steps with a finite number in their Gram matrix.
+        warnings: steps done, and what the run warned of then.
         last_line_was_cut: the file ends within a line, as a killed run leaves it.
         written: when the file was last written, None where there is none.
     """
@@ -43,6 +44,7 @@ class Metrics:
     cosines: np.ndarray | None = None
     cosine_counts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     cosine_lines: int = 0
+    warnings: list[tuple[int, str]] = field(default_factory=list)
     last_line_was_cut: bool = False
     written: datetime | None = None
 
@@ -81,6 +83,7 @@ def read_metrics(path: Path) -> Metrics:
         return Metrics()
     columns = _Columns()
     cosines = _Cosines()
+    warnings: list[tuple[int, str]] = []
     was_cut = False
     try:
         with path.open("rb") as stream:
@@ -93,6 +96,7 @@ def read_metrics(path: Path) -> Metrics:
                     raise _damaged(path, number, f"is no JSON ({str(error).split(':')[0]})") from None
                 if problem := columns.add(line) or cosines.add(line):
                     raise _damaged(path, number, problem)
+                warnings += [(line["step"], str(text)) for text in line.get("warnings", [])]
     except OSError as error:
         raise RunError(str(path), f"cannot be read ({error.strerror})", "check its rights") from None
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
@@ -103,6 +107,7 @@ def read_metrics(path: Path) -> Metrics:
         cosines=cosines.mean(),
         cosine_counts=cosines.counts,
         cosine_lines=cosines.lines,
+        warnings=warnings,
         last_line_was_cut=was_cut,
         written=written,
     )
@@ -135,7 +140,7 @@ class _Columns:
         if self._lines and step <= self._values["step"][-1]:
             return f"step {step} follows step {self._values['step'][-1]:.0f}"
         for key, value in line.items():
-            if key in _GRAM_KEYS:
+            if key in _OTHER_KEYS:
                 continue
             if not isinstance(value, int | float | None):
                 return f"{key} is no number, but {json.dumps(value)[:40]}"

@@ -35,6 +35,8 @@ class ProxySection:
     cosines: Table | None
     cosines_note: str
     note: str
+    selection: Table | None
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def domain_order(runs: Sequence[RunRecord]) -> list[str]:
 def _proxy_section(run: RunRecord, number: int, order: Sequence[str], points: int) -> ProxySection:
     metrics, steps = run.metrics, run.metrics.steps
     if not len(steps):
-        return ProxySection(run, None, None, None, "", words.progress_note(run, points))
+        return ProxySection(run, None, None, None, "", words.progress_note(run, points), None, [])
     weights = _weight_chart(run, number, order, points) if metrics.names("weight/") else None
     cosines = tables.cosine_table(run) if metrics.cosines is not None else None
     return ProxySection(
@@ -127,6 +129,8 @@ def _proxy_section(run: RunRecord, number: int, order: Sequence[str], points: in
         cosines,
         words.cosines_note(run),
         words.progress_note(run, points),
+        tables.selection_table(run) if run.selection else None,
+        [f"After step {step:,}, {text}." for step, text in metrics.warnings],
     )
 
 

@@ -49,6 +49,17 @@ class DomainResult(BaseModel):
     tokens: int
 
 
+class Selection(BaseModel):
+    """selection.json: tensors of the proxy that scores were computed from, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    measured_steps: int
+    selected: list[str]
+    share_of_parameters: float
+    cancellation_effect: dict[str, Number]
+
+
 class PerplexityResult(BaseModel):
     """`perplexity` in results.json."""
 
@@ -95,6 +106,7 @@ class RunRecord:
         mixture: of a proxy: mixture.json, or of an unfinished one the running mean in its last line; None where
             there is none yet. Of a base: what it was trained on.
         is_finished: its result is there.
+        selection: of a finished proxy that scored with selected tensors.
         results, results_path: of a base: its held-out perplexities and their file, where they were measured.
     """
 
@@ -107,6 +119,7 @@ class RunRecord:
     metrics: Metrics
     mixture: Mixture | None
     is_finished: bool
+    selection: Selection | None = None
     results: Results | None = None
     results_path: Path | None = None
 
@@ -198,8 +211,11 @@ def _read_run(path: Path, name: str) -> RunRecord:
     else:
         raise RunError(f"{path / 'run.json'}: mixture", "is missing", "name a run of train_base.py of this version")
     results, public = _validate(Results, found) if found else None, for_publication(values)
-    sha256 = config_hash(values)
-    return RunRecord(path, name, facts, config, public, sha256, metrics, mixture, is_finished, results, found)
+    sha256, chosen = config_hash(values), path / "selection.json"
+    selection = _validate(Selection, chosen) if chosen.exists() else None
+    return RunRecord(
+        path, name, facts, config, public, sha256, metrics, mixture, is_finished, selection, results, found
+    )
 
 
 def read_facts(run: Path) -> Facts:

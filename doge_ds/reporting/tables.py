@@ -51,6 +51,12 @@ def summary_table(runs: Sequence[RunRecord]) -> Table:
         ("ranks", [f"{run.facts.ranks:,}" for run in runs]),
         ("last logged loss, nats per token", [number(run.metrics.last("loss"), 3) for run in runs]),
     ]
+    if any(run.metrics.last("effective_domains") is not None for run in runs):
+        for key, label, digits in (
+            ("effective_domains", "effective number of domains, exp(entropy), at the end", 2),
+            ("weight_drift", "mean weights of the last tenth against the tenth before, total variation", 4),
+        ):
+            facts.append((label, [number(run.metrics.last(key), digits) for run in runs]))
     if any(skipped_lines(run) for run in runs):
         facts.append(("logged steps skipped by DeepSpeed", [f"{skipped_lines(run):,}" for run in runs]))
     rows = [Row(label, [Cell(text) for text in texts]) for label, texts in facts]
@@ -194,6 +200,29 @@ def perplexity_table(bases: Sequence[RunRecord], targets: Sequence[str]) -> Tabl
         "Held-out perplexity of each domain; lower is better, the lowest of several is bold", "domain", columns, rows
     )
     return Table(folded.caption, "domain", columns, [*folded.rows, *_averages(measured)], folded=folded.folded)
+
+
+def selection_table(run: RunRecord) -> Table:
+    """The tensors that a proxy's scores come from, then the others, by their cancellation effect."""
+    found = run.selection
+    if found is None:
+        raise ValueError(f"{run.name} has no selection")
+    effects, selected = found.cancellation_effect, set(found.selected)
+    order = sorted(effects, key=lambda name: (name not in selected, effects[name] or 0.0))
+    rows = [Row(name, [Cell(number(effects[name]))], note="selected" if name in selected else "") for name in order]
+    caption = (
+        f"Cancellation effect of each tensor over {found.measured_steps:,} steps; scores come from those selected, "
+        f"{found.share_of_parameters:.1%} of the parameters"
+    )
+    return folding_table(
+        caption,
+        "tensor",
+        [
+            "sum of \N{DOUBLE VERTICAL LINE}gradient\N{DOUBLE VERTICAL LINE} / "
+            "\N{DOUBLE VERTICAL LINE}change\N{DOUBLE VERTICAL LINE}"
+        ],
+        rows,
+    )
 
 
 def has_common_domains(bases: Sequence[RunRecord]) -> bool:

@@ -1,7 +1,7 @@
 """Causal language models from transformers, initialised as transformers does, also under ZeRO-3."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,26 +28,46 @@ BUILD_ERRORS = (
 )
 
 
-def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_id: int, sequence_length: int) -> Any:
+def model_config(
+    settings: Mapping[str, Any],
+    vocabulary_size: int,
+    end_of_text_id: int,
+    sequence_length: int,
+    *,
+    tokenizer_sha256: str | None = None,
+) -> Any:
     """The transformers configuration that the `model` section of a run configuration means.
 
     What it leaves open: vocab_size and the special tokens come from the store, every dropout is 0 (GPT-2's default in
     transformers is 0.1), and the model has as many positions as a training sequence has tokens. With `pretrained`
     everything else that it leaves open is as it is there.
 
+    Args:
+        settings: the section.
+        vocabulary_size: of the store's tokenizer.
+        end_of_text_id: of the store's tokenizer.
+        sequence_length: tokens of a training sequence.
+        tokenizer_sha256: of the store's tokenizer; None leaves it unchecked that `pretrained` was trained with it.
+
     Raises:
-        ConfigError: a model_type that is no causal language model, a key that this model does not have, a value that
-            transformers refuses, another vocab_size than the store's, or fewer positions than sequence_length.
+        ConfigError: a model that is no causal language model of text, a key that this model does not have, a value that
+            transformers refuses, another tokenizer or vocab_size than the store's, or fewer positions than
+            sequence_length.
         ModelError: `pretrained` is no model.
     """
     settings = dict(settings)
     if "pretrained" in settings:
-        return _pretrained_config(settings, vocabulary_size, end_of_text_id, sequence_length)
+        name = settings.pop("pretrained")
+        found = _pretrained_config(name, settings)
+        _refuse_other_tokens(found, vocabulary_size, sequence_length, tokenizer_sha256)
+        settings = {**_special_tokens(end_of_text_id), **_without_dropout(found), **settings}
+        return _checked(lambda: AutoConfig.from_pretrained(name, **settings))
     model_type = settings.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         near = nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError("model.model_type", f"{model_type!r} is no causal language model", near)
     defaults = AutoConfig.for_model(model_type)
+    _refuse_what_is_not_text("model.model_type", defaults)
     known = _refuse_unknown_keys(defaults, settings)
     settings = {defaults.attribute_map.get(key, key): value for key, value in settings.items()}
     if settings.setdefault("vocab_size", vocabulary_size) != vocabulary_size:
@@ -62,33 +82,59 @@ def model_config(settings: Mapping[str, Any], vocabulary_size: int, end_of_text_
     return _checked(lambda: AutoConfig.for_model(model_type, **settings))
 
 
-def _pretrained_config(settings: dict[str, Any], vocabulary_size: int, end_of_text_id: int, length: int) -> Any:
-    """The configuration of a model to start from, with the run configuration's settings in place of its own."""
-    name = settings.pop("pretrained")
-    if settings.pop("model_type", None) is not None:
+def _pretrained_config(name: Any, settings: Mapping[str, Any]) -> Any:
+    """The configuration of a model to start from, as it is there: one of text, that has all keys of `settings`."""
+    remedy = "give a Hugging Face folder, or a name on the hub"
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError("model.pretrained", f"{name!r} is no model's name", remedy)
+    if "model_type" in settings:
         raise ConfigError("model.model_type", "comes from model.pretrained", "delete one of the two")
     try:
         found = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, *BUILD_ERRORS) as error:
         problem = f"{name!r} cannot be loaded ({' '.join(str(error).split())[:200]})"
-        raise ModelError("model.pretrained", problem, "give a Hugging Face folder, or a name on the hub") from None
+        raise ModelError("model.pretrained", problem, remedy) from None
+    _refuse_what_is_not_text("model.pretrained", found)
     _refuse_unknown_keys(found, settings)
+    return found
+
+
+def _refuse_other_tokens(found: Any, vocabulary_size: int, length: int, tokenizer_sha256: str | None) -> None:
+    """Raises ConfigError where the store's ids mean other tokens to the model, or are too many for it."""
+    remedy = "prepare the text with the model's own tokenizer"
+    trained_with = getattr(found, "doge_ds_tokenizer_sha256", None)  # models of ours say so
+    if None not in (trained_with, tokenizer_sha256) and trained_with != tokenizer_sha256:
+        raise ConfigError("model.pretrained", "was trained with another tokenizer than the store's", remedy)
     # A vocabulary may be padded to a rounder number than its tokenizer has tokens; ids beyond those never come up.
     if found.vocab_size < vocabulary_size:
         problem = f"has a vocabulary of {found.vocab_size}, the store's tokenizer one of {vocabulary_size}"
-        raise ConfigError("model.pretrained", problem, "prepare the text with the model's own tokenizer")
-    positions = getattr(found, "max_position_embeddings", length)
-    if positions < length:
+        raise ConfigError("model.pretrained", problem, remedy)
+    positions = getattr(found, "max_position_embeddings", None)  # None also where a model has no limit
+    if positions is not None and positions < length:
         problem = f"{length} does not fit the model, which has {positions} positions"
         raise ConfigError("data.sequence_length", problem, f"give {positions} or less")
-    settings = {**_special_tokens(end_of_text_id), **_without_dropout(found), **settings}
-    return _checked(lambda: AutoConfig.from_pretrained(name, **settings))
 
 
-def _refuse_unknown_keys(config: Any, settings: Mapping[str, Any]) -> set[str]:
-    """Keys that a model of this type has. Raises ConfigError for a setting that is none of them."""
+def _refuse_what_is_not_text(where: str, config: Any) -> None:
+    """Raises ConfigError for a model without text, and for one of text and images, whose text model lies inside it.
+
+    The vocabulary and special tokens of such a model are not where the store's are written.
+    """
+    try:
+        text = config.get_text_config()
+    except ValueError:  # it has several
+        text = None
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and text is config:
+        return
+    inner = getattr(text, "model_type", None)
+    remedy = f"its text model is {inner!r}" if inner in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "take one of text"
+    raise ConfigError(where, f"{config.model_type!r} is no causal language model of text alone", remedy)
+
+
+def _refuse_unknown_keys(config: Any, keys: Iterable[str]) -> set[str]:
+    """Keys that a model of this type has. Raises ConfigError for one among `keys` that it does not have."""
     known = {*config.to_dict(), *config.attribute_map, "attn_implementation"}
-    for key in settings:
+    for key in keys:
         if key not in known:
             raise ConfigError(f"model.{key}", f"{config.model_type} has no such setting", nearest(key, known))
     return known
@@ -204,7 +250,14 @@ def sequence_losses(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tenso
 
     The last token is not fed: its prediction would have no label. All sequences have the same length, so the mean of
     these means is the mean over tokens.
+
+    Raises:
+        ConfigError: the model shall be compiled, which is tried here first, and cannot be on this machine.
     """
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    try:
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    except torch._dynamo.exc.BackendCompilerFailed as error:  # without a C++ compiler, for one; imported only here
+        reason = str(error).partition("\n")[0]
+        raise ConfigError("training.compile", f"cannot be used here ({reason})", "turn it off") from None
     losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     return losses.view(len(tokens), -1).mean(dim=1)

@@ -28,24 +28,29 @@ def mean_and_deviation(model: torch.nn.Module) -> dict[str, tuple[float, float]]
     return found
 
 
-def losses_of_a_few_steps(config: BaseConfig, ranks: Ranks, **training: object) -> list[float]:
-    """Of a fresh tied model whose every tensor is gathered for use and given back after it."""
+def a_few_steps(config: BaseConfig, ranks: Ranks, **training: object) -> dict[str, object]:
+    """Losses of a fresh tied model whose every tensor is gathered for use and given back after it.
+
+    And what shows that an option was not ignored: how often a layer computed in all steps, and what is offloaded.
+    """
     settings = config.training.model_copy(update={"steps": 4, "warmup_steps": 0, "learning_rate": 0.01, **training})
     ds_config = complete_deepspeed_config(config.deepspeed, settings, 3, 2, 1, ranks)
     ds_config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0}
-    engine = start_engine(
-        build_model(model_config(config.model, 64, 0, 16), ds_config, settings, None), ds_config, settings
-    )
-    found = []
+    model = build_model(model_config(config.model, 64, 0, 16), ds_config, settings, None)
+    computed = []
+    model.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: computed.append(1))
+    engine = start_engine(model, ds_config, settings)
+    losses = []
     for step in range(settings.steps):
         seed_everything(step, ranks.rank)  # of dropout, and of the tokens
         tokens = torch.randint(64, (2, 16))
         loss = sequence_losses(engine, tokens).mean()
         engine.backward(loss)
         engine.step()
-        found.append(float(loss))
+        losses.append(float(loss))
+    offloaded = [engine.optimizer.offload_optimizer, engine.optimizer.offload_param]
     engine.destroy()
-    return found
+    return {"losses": losses, "times_computed": len(computed), "offloaded": offloaded}
 
 
 def main() -> None:
@@ -73,9 +78,9 @@ def main() -> None:
         saved = AutoModelForCausalLM.from_pretrained(folder / "base_undisturbed" / "hf").eval()
         results["hugging_face"] = saved(input_ids=tokens).logits.float()
     offload = load_config(BaseConfig, folder / "base.json", [f"deepspeed={ROOT / 'ds_configs/zero3_offload_cpu.json'}"])
-    results["plain_losses"] = losses_of_a_few_steps(config, ranks)
-    results["checkpointed_losses"] = losses_of_a_few_steps(config, ranks, gradient_checkpointing=True)
-    results["offloaded_losses"] = losses_of_a_few_steps(offload, ranks)
+    results["plain_steps"] = a_few_steps(config, ranks)
+    results["checkpointed_steps"] = a_few_steps(config, ranks, gradient_checkpointing=True)
+    results["offloaded_steps"] = a_few_steps(offload, ranks)
     pretrained = str(folder / "base_undisturbed" / "hf")
     started = build_model(model_config({"pretrained": pretrained}, 64, 0, 16), ds_config, config.training, pretrained)
     results["started_from"] = mean_and_deviation(started)

@@ -205,12 +205,16 @@ def test_any_checkpoint_can_be_exported_in_bf16_with_a_card_that_says_what_it_sa
 
 
 def test_gradient_checkpointing_changes_nothing_under_zero3_with_tied_weights_and_dropout(engines: dict) -> None:
-    assert engines["checkpointed_losses"] == engines["plain_losses"]
-    assert len(set(engines["plain_losses"])) == 4
+    plain, checkpointed = engines["plain_steps"], engines["checkpointed_steps"]
+    assert checkpointed["losses"] == plain["losses"]
+    assert len(set(plain["losses"])) == 4
+    assert (plain["times_computed"], checkpointed["times_computed"]) == (4, 8)
 
 
 def test_parameters_and_optimizer_kept_in_host_memory_change_nothing(engines: dict) -> None:
-    assert engines["offloaded_losses"] == pytest.approx(engines["plain_losses"], rel=1e-6)
+    plain, offloaded = engines["plain_steps"], engines["offloaded_steps"]
+    assert offloaded["losses"] == pytest.approx(plain["losses"], rel=1e-6)
+    assert (plain["offloaded"], offloaded["offloaded"]) == ([False, False], [True, True])
 
 
 def test_a_run_can_start_from_a_hugging_face_folder_under_zero3(folder: Path, engines: dict) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import doge_ds
 from doge_ds.data.tokens import TokenStore
+from doge_ds.training.model import model_config
 from tests.stores import make_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_store(place / "unsplit", train)
     save_model(place / "model", doge_ds_sequence_length=10, doge_ds_tokenizer_sha256=store.manifest.tokenizer.sha256)
     save_model(place / "small", vocabulary=60)
-    save_model(place / "large", vocabulary=70)
+    AutoConfig.for_model("vit").save_pretrained(place / "vit")
     save_model(place / "other", doge_ds_tokenizer_sha256="0" * 64)
     for kind in ("cut", "lacking", "reshaped", "nan"):
         damage(save_model(place / kind), kind)
@@ -117,7 +118,7 @@ def test_as_a_user_types_it(place: Path) -> None:
         (["--model", "{place}/lacking"], "lacks 1 of the model's tensors"),
         (["--model", "{place}/reshaped"], "in another shape: transformer.ln_f.weight is the first"),
         (["--model", "{place}/small"], "has a vocabulary of 60, the store's tokenizer of 64"),
-        (["--model", "{place}/large"], "has a vocabulary of 70, the store's tokenizer of 64"),
+        (["--model", "{place}/vit"], "has a vocabulary of 0, the store's tokenizer of 64"),
         (["--model", "{place}/other"], "was trained with another tokenizer than the store's"),
         (["--model", "{place}/nan"], "the model on a: gives a log-likelihood of nan"),
         (["--domains", "aa"], "has no domain 'aa'; did you mean 'a'?"),
@@ -158,6 +159,16 @@ def test_a_model_that_says_nothing_of_its_tokenizer_is_measured_with_a_word(
     assert eval_run.main(["--model", str(place / "silent"), "--data", str(place / "store")]) == 0
     assert "only the vocabulary's size was checked" in capsys.readouterr().err
     assert json.loads((place / "silent/results.json").read_text())["sequence_length"] == 16  # all its positions
+
+
+def test_a_model_with_a_padded_vocabulary_is_trained_and_measured(place: Path) -> None:
+    sha256 = TokenStore(place / "store").manifest.tokenizer.sha256
+    padded = save_model(place / "padded", vocabulary=70, doge_ds_tokenizer_sha256=sha256)
+    config = model_config({"pretrained": str(padded)}, 64, 0, 16, tokenizer_sha256=sha256)
+    assert config.vocab_size == 70
+    assert eval_run.main(["--model", str(padded), "--data", str(place / "store")]) == 0
+    perplexity = json.loads((padded / "results.json").read_text())["perplexity"]
+    assert 30 < perplexity["geometric_perplexity"] < 140
 
 
 def test_the_precision_of_the_checkpoint_is_kept(place: Path) -> None:

@@ -263,3 +263,23 @@ def test_keys_to_accounts_are_not_published(tmp_path: Path) -> None:
         page = page_of(path)
         assert "SECRET" not in page
         assert "deepspeed.<wbr>bf16.<wbr>enabled" in page
+
+
+def test_warnings_and_the_selection_of_a_proxy_are_shown(tmp_path: Path) -> None:
+    proxy = make_proxy(tmp_path / "p")
+    metrics = proxy / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[1]["warnings"] = ["the weights have collapsed to <1.2> domains; raise doge.mu"]
+    lines[3] |= {"effective_domains": 2.345, "weight_drift": 0.0123}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    effects = {"wte.weight": 31.5, "h.0.ln_1.bias": 2.25, "h.0.ln_1.weight": 7.0}
+    selection = {"measured_steps": 8, "selected": ["h.0.ln_1.bias"], "share_of_parameters": 0.0123}
+    (proxy / "selection.json").write_text(json.dumps({**selection, "cancellation_effect": effects}))
+    page = render_page(read_runs([proxy]), WRITTEN)
+    assert "After step 20, the weights have collapsed to &lt;1.2&gt; domains; raise doge.mu." in page
+    plain = re.sub(r"<wbr>|<[^>]*>", "", page)
+    assert "Cancellation effect of each tensor over 8 steps; scores come from those selected, 1.2% of" in plain
+    places = [plain.index(text) for text in ("h.0.ln_1.bias selected", "h.0.ln_1.weight7.00", "wte.weight31.50")]
+    assert places == sorted(places)
+    assert "effective number of domains, exp(entropy), at the end2.35" in plain or "at the end2.34" in plain
+    assert "total variation0.0123" in plain

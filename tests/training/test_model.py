@@ -1,5 +1,6 @@
 """Model configurations, losses and parameter groups."""
 
+import json
 import math
 from pathlib import Path
 
@@ -60,6 +61,10 @@ def test_tied_parameters_count_once() -> None:
         ({**SMALL, "n_positions": "many"}, "model.n_positions: is 'many', not at least"),
         ({**SMALL, "activation_function": "relus"}, "model: transformers refuses it"),
         ({**SMALL, "model_type": ["gpt2"]}, "is no causal language model"),
+        (
+            {"model_type": "gemma3"},
+            "'gemma3' is no causal language model of text alone; its text model is 'gemma3_text'",
+        ),
     ],
 )
 def test_each_mistake_gets_one_line(settings: dict, message: str) -> None:
@@ -167,7 +172,13 @@ def test_a_run_can_start_from_a_hugging_face_folder(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"pretrained": "{folder}/nowhere"}, "model.pretrained: '{folder}/nowhere' cannot be loaded"),
-        ({"pretrained": 5}, "model.pretrained: 5 cannot be loaded"),
+        ({"pretrained": 5}, "model.pretrained: 5 is no model's name; give a Hugging Face folder"),
+        ({"pretrained": None}, "model.pretrained: None is no model's name"),
+        ({"pretrained": " "}, "model.pretrained: ' ' is no model's name"),
+        ({"pretrained": "{folder}/vit"}, "model.pretrained: 'vit' is no causal language model of text alone"),
+        ({"pretrained": "{folder}/clip"}, "model.pretrained: 'clip' is no causal language model of text alone"),
+        ({"pretrained": "{folder}/gemma3"}, "'gemma3' is no causal language model of text alone; its text model is"),
+        ({"pretrained": "{folder}/endless"}, "model: transformers refuses it"),
         ({"pretrained": "{folder}/hf", "model_type": "gpt2"}, "model.model_type: comes from model.pretrained"),
         ({"pretrained": "{folder}/hf", "resid_drop": 0.1}, "gpt2 has no such setting; did you mean 'resid_pdrop'?"),
         ({"pretrained": "{folder}/small"}, "has a vocabulary of 40, the store's tokenizer one of 50"),
@@ -180,6 +191,9 @@ def test_what_cannot_be_started_from_is_told_in_one_line(settings: dict, message
         AutoConfig.for_model(**{**SMALL, "vocab_size": 64, "n_positions": 32, **changes}).save_pretrained(
             tmp_path / name
         )
+    for name in ("vit", "clip", "gemma3"):
+        AutoConfig.for_model(name).save_pretrained(tmp_path / name)
+    write_model(tmp_path / "endless", {**SMALL, "vocab_size": 64, "max_position_embeddings": None})
     settings = {
         key: value.format(folder=tmp_path) if isinstance(value, str) else value for key, value in settings.items()
     }
@@ -187,6 +201,32 @@ def test_what_cannot_be_started_from_is_told_in_one_line(settings: dict, message
         model_config(settings, 50, 3, 32)
     assert message.format(folder=tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def write_model(folder: Path, settings: dict) -> None:
+    """A folder without weights, whose config.json says what transformers' own class would refuse to save."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def test_a_model_that_names_no_limit_of_positions_takes_any_length(tmp_path: Path) -> None:
+    rwkv = {"model_type": "rwkv", "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
+    write_model(tmp_path / "rwkv", {**rwkv, "max_position_embeddings": None})
+    assert model_config({"pretrained": str(tmp_path / "rwkv")}, 50, 3, 5000).vocab_size == 64
+
+
+def test_a_model_that_was_trained_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Of the same size, so that nothing else could tell; where one side is not known, sizes are all there is."""
+    for name, facts in {"ours": {"doge_ds_tokenizer_sha256": "a" * 64}, "not_ours": {}}.items():
+        config = AutoConfig.for_model(**{**SMALL, "vocab_size": 50, "n_positions": 32}, **facts)
+        config.save_pretrained(tmp_path / name)
+    ours, not_ours = ({"pretrained": str(tmp_path / name)} for name in ("ours", "not_ours"))
+    with pytest.raises(
+        ConfigError, match=r"^model.pretrained: was trained with another tokenizer than the store's; pr"
+    ):
+        model_config(ours, 50, 3, 32, tokenizer_sha256="b" * 64)
+    for settings, sha256 in ((ours, "a" * 64), (ours, None), (not_ours, "b" * 64)):
+        assert model_config(settings, 50, 3, 32, tokenizer_sha256=sha256).vocab_size == 50
 
 
 def test_a_folder_that_lacks_tensors_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from doge_ds.errors import ConfigError, DivergedError, nearest
 from doge_ds.json_files import write_json
 from doge_ds.mixture import mixture_from_weights, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
+from doge_ds.reweight.diagnostics import Diagnostics
 from doge_ds.reweight.doge import DomainWeights, Proposal
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients, StepSummary, UpdateSummary
@@ -137,12 +138,14 @@ class Proxy:
     gradients: DomainGradients
     selection: TensorSelection
     weights: DomainWeights
+    diagnostics: Diagnostics
     checkpoints: Checkpoints
 
     def save(self, step: int, data: dict[str, Any]) -> None:
-        """A checkpoint after `step` steps: model, weights, selection and the state of the data in one."""
-        state = {"weights": self.weights.state_dict(), "selection": self.selection.state_dict(), "data": data}
-        self.checkpoints.save(self.engine, step, state)
+        """A checkpoint after `step` steps: model, weights and the state of the data in one."""
+        parts: dict[str, Any] = {"weights": self.weights, "selection": self.selection, "diagnostics": self.diagnostics}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        self.checkpoints.save(self.engine, step, {"data": data, **state})
 
 
 def start(job: ProxyJob) -> tuple[Proxy, Run]:
@@ -156,6 +159,7 @@ def start(job: ProxyJob) -> tuple[Proxy, Run]:
     gradients = DomainGradients(engine, job.train_domains, targets, config.training.seed, config.doge)
     selection = TensorSelection(engine, gradients, config.doge.selection)
     weights = DomainWeights(job.train_domains, job.loader.row_names, config.doge)
+    diagnostics = Diagnostics(job.train_domains, config.doge, config.training.steps)
     if is_speaker:  # not before DeepSpeed has accepted its configuration
         directory.create()
     checkpoints = Checkpoints(directory.checkpoints, config.training)
@@ -164,11 +168,12 @@ def start(job: ProxyJob) -> tuple[Proxy, Run]:
         job.loader.check_state(state["data"])
         weights.load_state_dict(state["weights"])
         selection.load_state_dict(state["selection"])
+        diagnostics.load_state_dict(state["diagnostics"])
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
     )
     run = Run(directory, state["step"] if state else 0, config.training, job.monitors, throughput, is_speaker)
-    return Proxy(engine, gradients, selection, weights, checkpoints), run
+    return Proxy(engine, gradients, selection, weights, diagnostics, checkpoints), run
 
 
 def train(job: ProxyJob) -> bool:
@@ -194,10 +199,12 @@ def train(job: ProxyJob) -> bool:
         was_applied = proxy.selection.step(step)
         if proposal and was_applied:
             weights.accept(proposal)
+            proxy.diagnostics.observe(step, proposal)
         values: dict[str, Any] = {"loss": mean_loss(summary, job.train_domains)}
         if run.is_logged(step):
             values |= step_metrics(weights, proposal, summary)
-            values |= {"learning_rate": learning_rate, "applied": was_applied}
+            values |= {"learning_rate": learning_rate, "applied": was_applied, **proxy.diagnostics.scalars()}
+            values |= run.warn(proxy.diagnostics.warnings(finished=step + 1 == steps))
         tokens = [loader.samples(number) * job.config.data.sequence_length for number in (step, step + 1)]
         run.log(step, tokens[1] - tokens[0], tokens[1], values, shown=_shown(weights))
         if proxy.checkpoints.is_due(step) or summary.stop:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -214,6 +214,12 @@ class Run:
         line = tqdm.format_meter(step + 1, total, elapsed, initial=first, unit="step", postfix=text)
         print(line, file=sys.stderr, flush=True)
         self._printed_at = now
+
+    def warn(self, warnings: Sequence[str]) -> dict[str, list[str]]:
+        """Print each as one line; what they add to the step's line in metrics.jsonl."""
+        for warning in warnings if self._is_speaker else ():
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+        return {"warnings": list(warnings)} if warnings else {}
 
     def report_stop(self, step: int) -> None:
         """Say that the run ends before its end, after this 0-based step, and that nothing is lost."""

@@ -36,6 +36,8 @@ setup(
         "jinja2>=3.1",
         "scipy>=1.11",
     ],
-    extras_require={"development": ["pytest", "hypothesis", "ruff", "mypy", "types-tqdm", "jsonschema", "markdown-it-py"]},
+    extras_require={
+        "development": ["pytest", "hypothesis", "ruff", "mypy", "types-tqdm", "jsonschema", "markdown-it-py"]
+    },
     entry_points={"console_scripts": ["doge-ds=doge_ds.cli:main"]},
 )

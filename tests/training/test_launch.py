@@ -290,6 +290,7 @@ def test_a_task_alone_with_its_mistake_tells_it_and_so_does_task_0() -> None:
 def test_a_program_in_a_task_without_its_rank_ends_with_one_line(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     environment |= {name: value for name, value in TASK_3_OF_4.items() if name != "SLURM_PROCID"}
+    environment["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed says on stdout that it found no GPU
     command = [sys.executable, "doge_ds/train_proxy.py", "--config", "ds_configs/runs/demo_proxy.json"]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "run")],

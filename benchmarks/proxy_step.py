@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu deepspeed --num_accelerators 2 benchmarks/proxy_step.py
     ... benchmarks/proxy_step.py --sequences 1 --sequence_length 128 --steps_a_turn 2
     ... benchmarks/proxy_step.py --memory plain     and     --memory doge_ds
+    ... benchmarks/proxy_step.py --memory doge_ds --doge '{"selection": {"steps": 1, "tensors": 10}}'
 
 Sides, in turns of a step or two, in the same processes, with the same model and on the same tokens:
 
@@ -270,7 +271,7 @@ def _write_store_and_config(folder: Path, options: argparse.Namespace, ranks: Ra
             "learning_rate": 1e-4,
             "checkpoint_every": steps,
         },
-        "doge": {"target": "all", "preset": "official"},
+        "doge": {"target": "all", "preset": "official", **options.doge},
         "deepspeed": str(options.deepspeed_config.absolute()),
     }
     (folder / "proxy.json").write_text(json.dumps(config))
@@ -281,6 +282,7 @@ def _facts(job: train_proxy.ProxyJob, options: argparse.Namespace) -> dict[str, 
         "benchmark": "proxy_step",
         "parameters": parameter_count(job.model),
         "domains": options.domains,
+        "doge": options.doge,
         "sequences_a_domain_and_rank": options.sequences,
         "sequence_length": options.sequence_length,
         "ranks": job.ranks.world_size,
@@ -299,6 +301,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=12000)
+    parser.add_argument("--doge", type=json.loads, default={}, help="JSON of further options of `doge`")
     parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs/zero2_cpu.json")
     parser.add_argument("--turns", type=int, default=15, help="of each side, one more to warm up")
     parser.add_argument("--steps_a_turn", type=int, default=1)

@@ -126,7 +126,7 @@ def measure(engine: Any, k: int, vocabulary: int, options: argparse.Namespace) -
         parts.append(update.seconds)
     medians = {part: statistics.median(found[part] for found in parts[1:]) for part in PARTS}
     differences = [ours - theirs for ours, theirs in zip(turns.seconds["update"], turns.seconds["plain"], strict=True)]
-    return {
+    line = {
         "k": k,
         "parameters": sum(parameter.numel() for parameter in engine.module.parameters()),
         "shard_bytes": 4 * sum(map(int, engine.optimizer.partition_size)),
@@ -138,6 +138,9 @@ def measure(engine: Any, k: int, vocabulary: int, options: argparse.Namespace) -
         "parts_seconds": medians,
         "sum_of_parts": statistics.median(sum(found.values()) for found in parts[1:]),
     }
+    if engine.global_rank == 0:
+        print(json.dumps(line), file=sys.stderr, flush=True)
+    return line
 
 
 def fit(table: list[dict[str, Any]]) -> dict[str, Any]:

@@ -88,10 +88,10 @@ def _walk(cumulative: np.ndarray, tokens: int, generator: np.random.Generator) -
     return slots.T.flatten()[:tokens]
 
 
-def write_store(path: Path, seed: int, steps: int) -> None:
+def write_store(path: Path, seed: int, steps: int, sequences_per_domain: int = SEQUENCES_PER_DOMAIN) -> None:
     """A store of which a run of so many steps reads no sequence twice, with target `mix` neither."""
-    sequences = (steps + 50) * (SEQUENCES_PER_DOMAIN + 1)  # mix takes one in 11 away for the target
-    make_store(path, make_domains(seed, sequences * SEQUENCE_LENGTH), vocabulary_size=VOCABULARY_SIZE)
+    count = (steps + 50) * (sequences_per_domain + sequences_per_domain // 8)  # mix takes one in 11 away for the target
+    make_store(path, make_domains(seed, count * SEQUENCE_LENGTH), vocabulary_size=VOCABULARY_SIZE)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,14 @@ class Outcome:
         return max(self.over_uniform(name) for name in self.weights)
 
 
-def train_proxy(folder: Path, store: Path, seed: int, steps: int, doge: dict[str, Any]) -> Outcome:
+def train_proxy(
+    folder: Path,
+    store: Path,
+    seed: int,
+    steps: int,
+    doge: dict[str, Any],
+    sequences_per_domain: int = SEQUENCES_PER_DOMAIN,
+) -> Outcome:
     """Run doge_ds/train_proxy.py on one rank with the rates, schedule, decay and mu of the demo's proxy.
 
     Args:
@@ -135,12 +142,13 @@ def train_proxy(folder: Path, store: Path, seed: int, steps: int, doge: dict[str
         seed: of the run.
         steps: how long it trains, a tenth of it warm-up.
         doge: replaces keys of the demo's section.
+        sequences_per_domain: of one step.
 
     Raises:
         RuntimeError: the program failed; with what it printed.
     """
     demo = json.loads((ROOT / "ds_configs/runs/demo_proxy.json").read_text())
-    shape = {"steps": steps, "warmup_steps": steps // 10, "sequences_per_domain": SEQUENCES_PER_DOMAIN}
+    shape = {"steps": steps, "warmup_steps": steps // 10, "sequences_per_domain": sequences_per_domain}
     config = {
         "model": {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2},
         "data": {"path": str(store), "sequence_length": SEQUENCE_LENGTH, "train_domains": TRAIN_DOMAINS},

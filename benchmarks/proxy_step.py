@@ -132,6 +132,8 @@ class Turns:
                 self.collectives[side] = count_collectives(recorder.calls, self.steps_a_turn)
         else:
             self.seconds.setdefault(side, []).append(seconds)
+        if deepspeed.comm.get_rank() == 0:  # a measurement that is stopped is not lost
+            print(f"turn {turn}: {side} {seconds:.4f} s", file=sys.stderr, flush=True)
 
     def copy(self, times: int = 3) -> None:
         """Bytes a second of large copies on all ranks at once, read and written ones."""

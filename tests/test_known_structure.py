@@ -1,4 +1,7 @@
-"""A proxy finds what is known to be in synthetic text; `benchmarks/known_structure.py` is the full version."""
+"""A proxy finds what is known to be in synthetic text; `benchmarks/known_structure.py` is the full version.
+
+Not every seed would meet the demand on the pair of duplicates: docs/known_structure.md says why.
+"""
 
 from pathlib import Path
 

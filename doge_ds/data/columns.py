@@ -71,8 +71,11 @@ def _splits(folder: Path) -> list[str]:
     return list(map(str, json.loads(listed.read_bytes())["splits"])) if listed.is_file() else []
 
 
-def read_saved_dataset(dataset: Any, folder: Path, text_field: str) -> Iterator[str]:
+def read_saved_dataset(dataset: Any, folder: Path, text_field: str, first: int = 0) -> Iterator[str]:
     """The documents of a dataset that `open_saved_dataset` opened, a row each; only the text's column is read.
+
+    Args:
+        first: rows of the whole that come before these, for messages.
 
     Raises:
         StoreError: the dataset is damaged, or a row has no text in `text_field`.
@@ -82,7 +85,7 @@ def read_saved_dataset(dataset: Any, folder: Path, text_field: str) -> Iterator[
     column = _column(dataset.features.arrow_schema, text_field, str(folder))
     try:
         batches = map(_validated, dataset.select_columns([column]).with_format("arrow").iter(_ROWS))
-        yield from _texts_of_batches(batches, column, text_field, str(folder))
+        yield from _texts_of_batches(batches, column, text_field, str(folder), first)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise _unsound_dataset(folder, error) from None
 
@@ -124,9 +127,10 @@ def _nested(fields: Iterable[Any]) -> dict[str, Any]:
     return {field.name: _nested(field.type) if types.is_struct(field.type) else field.type for field in fields}
 
 
-def _texts_of_batches(batches: Iterable[Any], column: str, text_field: str, source: str) -> Generator[str, None, int]:
-    """The texts, and when they are all read how many rows there were."""
-    row = 0
+def _texts_of_batches(
+    batches: Iterable[Any], column: str, text_field: str, source: str, row: int = 0
+) -> Generator[str, None, int]:
+    """The texts, and when they are all read the number of the last row."""
     for batch in batches:
         for value in batch.column(column):
             row += 1

@@ -1,121 +1,149 @@
 """Raw text to a token store: every domain's documents tokenized on all cores and packed into STORE/<domain>/*.bin.
 
-Two passes. The first reads everything: it finds what cannot be read before any work is lost, decides what is held out
-and draws the text that a tokenizer is trained on. The second tokenizes. The store appears under its name when it is
-whole, and its bytes depend on the documents and the options only, not on the number of worker processes.
+Input is read in units and tokenized into parts beside the store (`parts.py`), by one process or by many; the last call
+decides what is held out and what is a copy (`fates.py`), and merges. The store appears under its name when it is whole,
+and its bytes depend on the documents and the options only, not on the number of processes or on what was killed.
 """
 
 import argparse
-import hashlib
 import importlib.metadata
+import itertools
 import os
 import shutil
 import sys
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
-from doge_ds.data.environment import environment_documents
-from doge_ds.data.sources import HeldOut, Inputs, Survey, TextFiles, content_hash, held_out_rule, read_inputs
-from doge_ds.data.tokenizer import (
-    Encoder,
-    EncoderPool,
-    load_tokenizer,
-    save_tokenizer,
-    train_sentencepiece,
-    vocabulary_size,
-)
-from doge_ds.data.tokens import (
-    RESERVED_NAMES,
-    SPLITS,
-    DomainRecord,
-    Manifest,
-    Split,
-    SplitRecord,
-    TokenizerRecord,
-    TokenStore,
-    folder_sha256,
-    is_domain_name,
-)
+from doge_ds.data.encoding import EncoderPool
+from doge_ds.data.fates import HeldOutRule, copies_note, decide_fates
+from doge_ds.data.inputs import Listing, list_inputs
+from doge_ds.data.merge import merge_parts
+from doge_ds.data.parts import Part, PartsFolder, UnitRecord
+from doge_ds.data.recipes import Recipe, read_recipe
+from doge_ds.data.sources import Inputs, no_documents, read_inputs
+from doge_ds.data.store_tokenizer import TokenizerChoice, make_tokenizer
+from doge_ds.data.tokenizing import Shard, progress_bar, read_shard, tokenize
+from doge_ds.data.tokens import DomainRecord, Manifest, TokenizerRecord, TokenStore
+from doge_ds.data.units import Unit
 from doge_ds.errors import ConfigError, StoreError
 
-# Bytes of text that a tokenizer is trained on, drawn evenly from the domains: so many for each token, and at most.
-SAMPLE_BYTES_A_TOKEN, SAMPLE_BYTES = 800, 20_000_000
-
 _EXAMPLES = """examples:
+  doge-ds prepare ds_configs/data/slimpajama_6b.json --output data/slimpajama_6b
   doge-ds prepare --input books=books/ code=code.jsonl.gz notes=notes/ --output store --tokenizer gpt2
   doge-ds prepare --input wiki=part1.parquet wiki=part2.parquet news=news/ --output store --train_tokenizer 32000
   doge-ds prepare --input web=web.jsonl.zst chat=saved_dataset/ --output store --tokenizer gpt2 --text_field meta.text
   doge-ds prepare --input environment --output runs/demo/store --train_tokenizer 6000
 
-A path is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file (one a line or row), a folder of
-such files, read recursively, or a dataset's folder made by Hugging Face's save_to_disk: of several splits the one named
-train is read, and PATH/SPLIT names another. `environment` stands for six domains made from what this Python
-installation has on disk, without a download. A tokenizer is trained (sentencepiece, unigram, lossless) on 800 bytes of
-text for each of its tokens, at most 20 MB, drawn evenly from the domains. Which documents are held out depends on their
-content alone. An existing STORE is never touched."""
+on a cluster, 64 jobs and then one that merges:
+  sbatch --array=0-63 slurm/prepare.sh RECIPE.json --output STORE
+  sbatch --dependency=afterok:JOB slurm/prepare.sh RECIPE.json --output STORE
+
+RECIPE is a JSON file that names datasets of the Hugging Face hub, which are streamed, or files; ds_configs/data/ has
+some, and a template. A path after --input is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst or .parquet
+file (one a line or row), a folder of such files, read recursively, or a dataset's folder made by Hugging Face's
+save_to_disk: of several splits the one named train is read, and PATH/SPLIT names another. `environment` stands for six
+domains made from what this Python installation has on disk, without a download. A tokenizer is trained (sentencepiece,
+unigram, lossless) on 800 bytes of text for each of its tokens, at most 20 MB, drawn evenly from the domains; `doge-ds
+tokenizer` trains others. Which documents are held out depends on their content alone.
+
+Killed or stopped, the same command goes on where it was: finished parts are kept in STORE.parts until STORE is whole.
+An existing STORE is never touched."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `doge-ds prepare`."""
     parser.epilog = _EXAMPLES
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="a JSON file that says what to read")
     parser.add_argument(
-        "--input", nargs="+", action="extend", required=True, metavar="DOMAIN=PATH",
-        help="a domain and a file or folder of text (see below); or the one word environment",
+        "--input", nargs="+", action="extend", metavar="DOMAIN=PATH",
+        help="instead: a domain and a file or folder of text (see below); or the one word environment",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="STORE", help="the folder to make")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tokenizer", metavar="NAME_OR_FOLDER", help="a Hugging Face tokenizer")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--tokenizer", metavar="NAME_OR_FOLDER", help="a Hugging Face tokenizer, or a sentencepiece .model file"
+    )
     which.add_argument("--train_tokenizer", type=int, metavar="VOCABULARY", help="train one of that many tokens")
     parser.add_argument(
         "--text_field", default="text", help="field or column of the text; a.b: b inside a (default: text)"
     )
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument("--valid_fraction", type=float, help="share of the documents held out (default: 0.05)")
+    held_out.add_argument("--valid_documents", type=int, help="instead: so many documents of every domain")
+    held_out.add_argument(
+        "--valid_tokens", type=int, help="instead: documents of every domain until they have so many tokens"
+    )
     parser.add_argument(
-        "--valid_fraction", type=float, default=0.05, help="share of the documents that is held out (default: 0.05)"
+        "--deduplicate", action="store_true", help="drop documents that are equal to an earlier one, in any domain"
     )
     parser.add_argument("--workers", type=int, help="processes that tokenize (default: one a core)")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="tokenize the I-th of N shares of the input, I from 0, and do not merge"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`doge-ds prepare`: build the store and print what is in it."""
+    if (arguments.recipe is None) == (arguments.input is None):
+        raise ConfigError("command line", "names no input, or two", "give RECIPE or --input, one of the two")
+    recipe = read_recipe(arguments.recipe) if arguments.recipe else None
+    tokenizer = arguments.tokenizer
+    if recipe and tokenizer is None and arguments.train_tokenizer is None:
+        tokenizer = recipe.tokenizer
     store = prepare(
-        read_inputs(arguments.input),
+        recipe or read_inputs(arguments.input),
         arguments.output,
-        tokenizer=arguments.tokenizer,
+        tokenizer=tokenizer,
         train_tokenizer=arguments.train_tokenizer,
-        valid_fraction=arguments.valid_fraction,
+        held_out=_held_out_rule(arguments, recipe),
+        deduplicate=arguments.deduplicate or (recipe is not None and recipe.deduplicate),
         workers=arguments.workers,
         text_field=arguments.text_field,
+        shard=read_shard(arguments.shard) if arguments.shard else None,
     )
-    print(store_table(store))
+    if store:
+        print(store_table(store))
     return 0
 
 
+def _held_out_rule(arguments: argparse.Namespace, recipe: Recipe | None) -> HeldOutRule:
+    """The command line's, else the recipe's, else 5%."""
+    for given in (arguments, recipe):
+        rule = HeldOutRule(*(getattr(given, f"valid_{name}", None) for name in ("fraction", "documents", "tokens")))
+        if rule != HeldOutRule():
+            return rule
+    return HeldOutRule(fraction=0.05)
+
+
 def prepare(
-    inputs: Inputs,
+    inputs: Inputs | Recipe,
     output: str | Path,
     *,
     tokenizer: str | Path | None = None,
     train_tokenizer: int | None = None,
-    valid_fraction: float = 0.05,
+    held_out: HeldOutRule = HeldOutRule(fraction=0.05),  # noqa: B008  frozen
+    deduplicate: bool = False,
     workers: int | None = None,
     text_field: str = "text",
-) -> TokenStore:
+    shard: Shard | None = None,
+) -> TokenStore | None:
     """Build a token store; progress goes to stderr.
 
     Args:
-        inputs: files, folders and saved datasets of each domain, or "environment".
-        output: the store's folder, which must not exist.
-        tokenizer, train_tokenizer: a name or folder, or the vocabulary size of one to train: one of the two.
-        valid_fraction: share of the documents that is held out, between 0 and 1.
+        inputs: files, folders and saved datasets of each domain, or "environment", or a recipe.
+        output: the store's folder, which must not exist. OUTPUT.parts beside it holds what is finished meanwhile.
+        tokenizer, train_tokenizer: a name, folder or .model file, or the vocabulary size of one to train: one of them.
+        held_out: which documents are held out.
+        deduplicate: drop all but the first of equal documents, over all domains.
         workers: processes that tokenize; None: one a core. With more than one, a script that calls this needs the
             usual `if __name__ == "__main__":`, because processes are spawned.
+        text_field: of files; a recipe's sources have their own.
+        shard: tokenize only this share of the input, and do not merge; nothing is returned then.
 
     Raises:
         StoreError: the text cannot be read or is too little, or the store cannot be written or is there already.
@@ -123,202 +151,136 @@ def prepare(
         ConfigError: an option is out of range.
     """
     output = Path(output)
-    workers = _check_options(inputs, output, tokenizer, train_tokenizer, valid_fraction, workers)
-    if tokenizer is not None:
-        load_tokenizer(tokenizer)  # before anything is read: a misspelt name should be told at once
-    documents, sources = _documents(inputs, text_field)
-    threshold = round(valid_fraction * 2**64)
-    sample_bytes = min(SAMPLE_BYTES, SAMPLE_BYTES_A_TOKEN * (train_tokenizer or 0))
-    surveys = _survey(documents, threshold, sample_bytes)
-    held_out = held_out_rule(surveys, threshold)
-    built_from = {
-        "inputs": sources,
-        "text_field": text_field,
-        "valid_fraction": valid_fraction,
-        "tokenizer": str(tokenizer) if tokenizer is not None else {"trained": train_tokenizer, "bytes": sample_bytes},
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("sentencepiece", "tokenizers", "transformers")
-        },
-    }
-    with _new_folder(output) as folder:
-        record, encoder = _make_tokenizer(tokenizer, train_tokenizer, surveys, held_out, folder / "tokenizer")
+    choice = TokenizerChoice(tokenizer, train_tokenizer, held_out)
+    workers = _check_options(output, choice, workers, shard)
+    listing = list_inputs(inputs, text_field)
+    work = output.with_name(f"{output.name}.parts")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        record, tokenizer_folder, encoder = make_tokenizer(choice, listing, work)
         dtype: Literal["uint16", "uint32"] = "uint16" if record.vocabulary_size <= 1 << 16 else "uint32"
+        folder = PartsFolder(work, dtype, [record.sha256])
         with EncoderPool(encoder, dtype, workers) as pool:
-            splits = _tokenize(documents, surveys, held_out, pool, folder)
-        manifest = Manifest(
-            version=1,
-            dtype=dtype,
-            tokenizer=record,
-            domains={
-                name: DomainRecord(train=found["train"], valid=found["valid"], sources=sources[name])
-                for name, found in splits.items()
-            },
-            built_from=built_from,
-        )
-        (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            tokenize(shard.of(listing.units) if shard else listing.units, folder, pool)
+        if shard:
+            _report_shard(shard, listing.units, folder)
+            return None
+        with _new_folder(work, output) as store:
+            shutil.copytree(tokenizer_folder, store / "tokenizer")
+            manifest = _merge(listing, folder, record, dtype, held_out, deduplicate, store)
+            manifest.built_from.update(choice.describe(), versions=_versions())
+            (store / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        remedy = "check the path, its rights and the space; then start again, finished parts are kept"
+        raise StoreError(str(output), f"cannot be written ({error.strerror or error})", remedy) from None
+    finally:
+        if shard is None:  # other shards may be at work there
+            _remove_if_nothing_is_done(work)
     return TokenStore(output)
 
 
-def _check_options(
-    inputs: Inputs,
-    output: Path,
-    tokenizer: str | Path | None,
-    train_tokenizer: int | None,
-    valid_fraction: float,
-    workers: int | None,
-) -> int:
+def _check_options(output: Path, choice: TokenizerChoice, workers: int | None, shard: Shard | None) -> int:
     """Refuse what can be refused before anything is read. The number of workers."""
     if os.path.lexists(output):
         raise StoreError(str(output), "exists, and is not touched", "choose another --output, or remove it yourself")
-    if (tokenizer is None) == (train_tokenizer is None):
-        raise ConfigError("tokenizer", "either none or two are given", "give --tokenizer or --train_tokenizer")
-    if train_tokenizer is not None and train_tokenizer < 1:
-        raise ConfigError("--train_tokenizer", f"{train_tokenizer} is no number of tokens", "take 1000 or more")
-    if not 0 < valid_fraction < 1:
-        raise ConfigError("--valid_fraction", f"{valid_fraction} is no share", "give a number between 0 and 1")
+    choice.check()
+    if shard and choice.train is not None:
+        remedy = "train it first, with `doge-ds tokenizer`, and give it as --tokenizer"
+        raise ConfigError("--shard", "leaves each process a share of the text that a tokenizer is trained on", remedy)
     if workers is not None and workers < 1:
         raise ConfigError("--workers", f"{workers} is too few", "give 1 or more, or leave it out for one a core")
-    for name in () if inputs == "environment" else inputs:
-        if not is_domain_name(name):
-            raise ConfigError(
-                "--input",
-                f"{name!r} cannot name a domain",
-                f"use letters, digits and _ . + -, not a dot or dash first, and not {' or '.join(RESERVED_NAMES)}",
-            )
     return workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
-def _documents(inputs: Inputs, text_field: str) -> tuple[dict[str, Iterable[str]], dict[str, list[str]]]:
-    """Each domain's documents, which can be read twice, and what they are called in the manifest."""
-    if inputs == "environment":
-        tqdm.write("collecting text of this installation", file=sys.stderr)
-        texts = environment_documents()
-        return dict(texts), {name: ["environment"] for name in texts}
-    documents: dict[str, Iterable[str]] = {
-        name: TextFiles([Path(path) for path in paths], text_field) for name, paths in inputs.items()
-    }
-    return documents, {name: [str(path) for path in paths] for name, paths in inputs.items()}
+def _report_shard(shard: Shard, units: Sequence[Unit], folder: PartsFolder) -> None:
+    done = sum(folder.record(folder.key(unit)) is not None for unit in units)
+    print(f"shard {shard.index} of {shard.count} is done; {done} of {len(units)} pieces of the input are whole")
+    print("when all are, the same command without --shard merges them")
 
 
-def _survey(documents: Mapping[str, Iterable[str]], threshold: int, sample_bytes: int) -> dict[str, Survey]:
-    surveys = {}
-    with _progress("reading") as progress:
-        for name, texts in documents.items():
-            found = surveys[name] = Survey(threshold, sample_bytes // len(documents))
-            for text in texts:
-                progress.update(found.add(text))
-            if isinstance(texts, TextFiles):
-                for note in texts.skipped.notes():
-                    tqdm.write(f"{name}: {note}", file=sys.stderr)
-    return surveys
+def _merge(
+    listing: Listing,
+    folder: PartsFolder,
+    tokenizer: TokenizerRecord,
+    dtype: Literal["uint16", "uint32"],
+    held_out: HeldOutRule,
+    deduplicate: bool,
+    store: Path,
+) -> Manifest:
+    """Write the domains' files into the store; its manifest."""
+    records = [(key, _whole(folder, key, unit)) for unit in listing.units for key in [folder.key(unit)]]
+    _refuse_inputs_without_documents([record for _, record in records])
+    parts = [folder.part(key, number, record) for key, record in records for number in record.parts]
+    domains = _all_domains(listing, parts)
+    fates = decide_fates(parts, domains, held_out, deduplicate, store / ".fates")
+    if note := copies_note(domains, fates, deduplicate):
+        tqdm.write(note, file=sys.stderr)
+    with progress_bar("merging", sum(part.tokens_file.stat().st_size for part in parts)) as progress:
+        files = merge_parts(parts, fates, domains, dtype, store, progress)
+    return Manifest(
+        version=1,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        domains={
+            name: DomainRecord(
+                train=files[name]["train"],
+                valid=files[name]["valid"],
+                sources=listing.sources.get(name, listing.undeclared),
+                copies_within=copies.within,
+                copies_across=copies.across,
+            )
+            for name, copies in zip(domains, fates.copies, strict=True)
+        },
+        built_from={**listing.built_from, **held_out.describe(), "deduplicate": deduplicate},
+    )
 
 
-def _progress(what: str, total: int | None = None) -> "tqdm[Any]":
-    interval = 0.2 if sys.stderr.isatty() else 30.0  # seconds; a job's log keeps every line
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, mininterval=interval, file=sys.stderr)
+def _whole(folder: PartsFolder, key: str, unit: Unit) -> UnitRecord:
+    record = folder.record(key)
+    if record is None:
+        raise StoreError(unit.name, "was read, but its part has vanished", "start again: what is missing is done again")
+    return record
+
+
+def _refuse_inputs_without_documents(records: Sequence[UnitRecord]) -> None:
+    """A path that holds nothing is a mistake; how many empty documents were passed over, a line each."""
+    for given, pieces in itertools.groupby(records, key=lambda record: record.given):
+        of_given = list(pieces)
+        if not any(record.parts for record in of_given):
+            raise no_documents(given)
+        if empty := sum(record.empty_documents for record in of_given):
+            tqdm.write(f"{given}: skipped {empty} empty documents", file=sys.stderr)
+
+
+def _all_domains(listing: Listing, parts: Sequence[Part]) -> list[str]:
+    """Those that the user named, in that order, then those that only the documents name."""
+    found = {name for part in parts for name in part.domains}
+    return [*listing.sources, *sorted(found - set(listing.sources))]
 
 
 @contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder to fill, beside `output`, that gets its name when the block ends well and vanishes otherwise."""
-    folder = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
+def _new_folder(work: Path, output: Path) -> Iterator[Path]:
+    """A folder to fill, among the parts, that becomes `output` when the block ends well and vanishes otherwise."""
+    folder = work / f"store.{uuid.uuid4().hex[:8]}"
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir()
         yield folder
         if os.path.lexists(output):  # rename would replace an empty folder
             raise StoreError(str(output), "came into being meanwhile, and is not touched", "choose another --output")
         folder.rename(output)
-    except OSError as error:
-        raise StoreError(
-            str(output), f"cannot be written ({error.strerror or error})", "check the path, its rights and the space"
-        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_tokenizer(
-    name: str | Path | None, vocabulary: int | None, surveys: Mapping[str, Survey], held_out: HeldOut, folder: Path
-) -> tuple[TokenizerRecord, Encoder]:
-    """Train or load the tokenizer and save it into the store. What is saved there is what makes the tokens."""
-    if vocabulary is not None:
-        sample = [text for survey in surveys.values() for text in survey.sample(held_out)]
-        size = sum(map(len, sample)) / 1e6
-        tqdm.write(f"training a tokenizer of {vocabulary} tokens on {size:.1f} million characters", file=sys.stderr)
-        made = train_sentencepiece(sample, vocabulary, folder)
-    else:
-        save_tokenizer(load_tokenizer(str(name)), folder)
-        made = load_tokenizer(folder)
-    record = TokenizerRecord(
-        name=str(name) if vocabulary is None else f"sentencepiece-unigram-{vocabulary}",
-        vocabulary_size=vocabulary_size(made),
-        end_of_text=made.eos_token,
-        end_of_text_id=made.eos_token_id,
-        sha256=folder_sha256(folder),
-    )
-    return record, Encoder(made)
+def _remove_if_nothing_is_done(work: Path) -> None:
+    """A mistake that is found at once leaves nothing behind."""
+    if not any(work.glob("*.index")):
+        shutil.rmtree(work, ignore_errors=True)
 
 
-class _File:
-    """One `.bin` file being written, and its counts."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._digest = hashlib.sha256()
-        self._tokens = self._documents = self._bytes = 0
-
-    def append(self, text: str, ids: np.ndarray) -> None:
-        raw = ids.astype(ids.dtype.newbyteorder("<"), copy=False).tobytes()
-        self._stream.write(raw)
-        self._digest.update(raw)
-        self._tokens += len(ids)
-        self._documents += 1
-        self._bytes += len(text.encode())
-
-    def record(self) -> SplitRecord:
-        return SplitRecord(
-            tokens=self._tokens, documents=self._documents, bytes=self._bytes, sha256=self._digest.hexdigest()
-        )
-
-
-def _tokenize(
-    documents: Mapping[str, Iterable[str]],
-    surveys: Mapping[str, Survey],
-    held_out: HeldOut,
-    pool: EncoderPool,
-    folder: Path,
-) -> dict[str, dict[Split, SplitRecord]]:
-    """Write every domain's files; their records.
-
-    Raises:
-        StoreError: the text has changed since it was surveyed, or a domain has nothing on one side.
-    """
-    records = {}
-    with _progress("tokenizing", sum(survey.bytes for survey in surveys.values())) as progress:
-        started, tokens, done = time.monotonic(), 0, 0
-        for name, texts in documents.items():
-            (folder / name).mkdir()
-            with ExitStack() as stack:
-                files = {
-                    split: _File(stack.enter_context((folder / name / f"{split}.bin").open("wb"))) for split in SPLITS
-                }
-                for text, ids in pool.encode(texts):
-                    files["valid" if held_out.holds(content_hash(text)) else "train"].append(text, ids)
-                    tokens, done = tokens + len(ids), done + 1
-                    rate = tokens / max(time.monotonic() - started, 1e-3)
-                    progress.set_postfix_str(f"{done} documents, {rate:,.0f} tokens/s", refresh=False)
-                    progress.update(len(text.encode()))
-            records[name] = {split: file.record() for split, file in files.items()}
-            _check_domain(name, records[name], surveys[name])
-    return records
-
-
-def _check_domain(name: str, splits: Mapping[Split, SplitRecord], survey: Survey) -> None:
-    train, valid = splits["train"], splits["valid"]
-    if (train.documents + valid.documents, train.bytes + valid.bytes) != (survey.documents, survey.bytes):
-        raise StoreError(f"domain {name}", "its text changed while it was being read", "start again when it is at rest")
-    for split, record in splits.items():
-        if not record.documents:  # another domain needs its only one on the other side
-            raise StoreError(f"domain {name}", f"has no {split} document", "give it more documents")
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("sentencepiece", "tokenizers", "transformers")}
 
 
 def store_table(store: TokenStore) -> str:

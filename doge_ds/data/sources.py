@@ -4,11 +4,13 @@ import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Literal
 
-from doge_ds.data.columns import is_saved_dataset, open_saved_dataset, read_saved_dataset
-from doge_ds.data.readers import EXPECTED, is_readable, look_alike, read_file, type_of, unreadable
+from doge_ds.data.columns import is_saved_dataset, open_saved_dataset
+from doge_ds.data.readers import EXPECTED, is_readable, look_alike, type_of, unreadable
+from doge_ds.data.units import Unit, file_units, saved_dataset_units
 from doge_ds.errors import ConfigError, StoreError
 
 Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]
@@ -85,26 +87,43 @@ class TextFiles:
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __iter__(self) -> Iterator[str]:
-        self.skipped.clear()
-        for path in self.paths:
-            found, skipped_before = False, len(self.skipped.files)
-            for text in self._texts(path):
-                if not text.strip():
+        units = self.units("")
+        for given, pieces in groupby(units, key=lambda unit: unit.given):
+            found = False
+            for _, text in chain.from_iterable(unit.read() for unit in pieces):
+                if text.strip():
+                    found = True
+                    yield text
+                else:
                     self.skipped.empty_documents += 1
-                    continue
-                found = True
-                yield text
             if not found:
-                raise _no_documents(path, self.skipped.files[skipped_before:])
+                raise no_documents(given)
 
-    def _texts(self, path: Path) -> Iterator[str]:
+    def units(self, domain: str) -> list[Unit]:
+        """The paths as units of a domain; reads no text.
+
+        Raises:
+            StoreError: a path is missing, of another type, or holds nothing of ours.
+        """
+        self.skipped.clear()
+        units = []
+        for path in self.paths:
+            skipped_before = len(self.skipped.files)
+            found = self._units_of_path(path, domain)
+            if not found:
+                raise no_documents(str(path), self.skipped.files[skipped_before:])
+            units += found
+        return units
+
+    def _units_of_path(self, path: Path, domain: str) -> list[Unit]:
         if is_saved_dataset(path):
             dataset, passed_over = open_saved_dataset(path)
             self.skipped.splits += [path / split for split in passed_over]
-            yield from read_saved_dataset(dataset, path, self.text_field)
-            return
-        for file in self._files(path):
-            yield from read_file(file, self.text_field)
+            return saved_dataset_units(domain, path, dataset, self.text_field)
+        try:
+            return file_units(domain, path, self._files(path), self.text_field)
+        except OSError as error:
+            raise unreadable(path, error) from None
 
     def _files(self, path: Path) -> Iterator[Path]:
         if path.is_dir():
@@ -117,10 +136,7 @@ class TextFiles:
             yield path
 
     def _files_of_folder(self, folder: Path) -> Iterator[Path]:
-        try:
-            inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-        except OSError as error:
-            raise unreadable(folder, error) from None
+        inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
         for name in sorted(inside):
             if is_readable(inside[name]):
                 yield inside[name]
@@ -128,12 +144,13 @@ class TextFiles:
                 self.skipped.files.append(inside[name])
 
 
-def _no_documents(path: Path, skipped: Sequence[Path]) -> StoreError:
+def no_documents(given: str, skipped: Sequence[Path] = ()) -> StoreError:
+    """The error for a path or dataset in which there is no text."""
     if not skipped:
-        return StoreError(str(path), "holds no documents", "give text, or leave it out")
+        return StoreError(given, "holds no documents", "give text, or leave it out")
     example, remedy = _example(skipped)
     problem = f"holds no documents, but {len(skipped)} files of other types, such as {example}"
-    return StoreError(str(path), problem, remedy or EXPECTED)
+    return StoreError(given, problem, remedy or EXPECTED)
 
 
 def content_hash(text: str) -> int:

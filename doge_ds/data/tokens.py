@@ -24,6 +24,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid")
 # A domain's name is also a folder's name and a key in metrics ("loss/<domain>"), so no slashes, and no leading dot.
 DOMAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 RESERVED_NAMES = ("tokenizer", "manifest.json")  # STORE/<domain> would be one of the store's own
+DOMAIN_NAME_RULE = f"use letters, digits and _ . + -, not a dot or dash first, and not {' or '.join(RESERVED_NAMES)}"
 
 
 def is_domain_name(name: str) -> bool:
@@ -45,11 +46,18 @@ class SplitRecord(_Record):
 
 
 class DomainRecord(_Record):
-    """Both splits of one domain, and the inputs that it was read from."""
+    """Both splits of one domain, and the inputs that it was read from.
+
+    Attributes:
+        copies_within, copies_across: documents of the input that are equal to an earlier one of this domain, and to one
+            of other domains only.
+    """
 
     train: SplitRecord
     valid: SplitRecord
     sources: list[str]
+    copies_within: int = Field(default=0, ge=0)
+    copies_across: int = Field(default=0, ge=0)
 
 
 class TokenizerRecord(_Record):
@@ -84,17 +92,18 @@ class TokenStore:
     """Read access to a store. Opening checks the manifest, the tokenizer and every file's size; it reads no tokens.
 
     Raises:
-        StoreError: the folder, the manifest or a file is missing, or a file has another size than the manifest says.
+        StoreError: the folder, the manifest or a file is missing, or a file has another size than the manifest says
+            or is a link out of the store.
         TokenizerError: STORE/tokenizer is not the one that the manifest names.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = self._read_manifest()
+        self.manifest = read_manifest(self.path)
         self.dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         for domain in self.domains:
             for split in SPLITS:
-                self._check_size(domain, split)
+                check_file(self.path, domain, split, self.record(domain, split).tokens, self.dtype)
         if folder_sha256(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
             raise TokenizerError(
                 str(self.tokenizer_folder),
@@ -145,34 +154,37 @@ class TokenStore:
     def _file(self, domain: str, split: Split) -> Path:
         return self.path / domain / f"{split}.bin"
 
-    def _read_manifest(self) -> Manifest:
-        file = self.path / "manifest.json"
-        try:
-            return Manifest.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            raise StoreError(
-                str(self.path), "is no token store: it has no manifest.json", "make one with `doge-ds prepare`"
-            ) from None
-        except OSError as error:
-            raise StoreError(str(file), f"cannot be read ({error.strerror})", "check the path and its rights") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise StoreError(
-                str(file), f"is no manifest of ours: {key}: {first['msg']}", "build the store again"
-            ) from None
 
-    def _check_size(self, domain: str, split: Split) -> None:
-        file = self._file(domain, split)
-        wanted = self.record(domain, split).tokens * self.dtype.itemsize
-        if not file.is_file():
-            raise StoreError(str(file), "is missing, but the manifest lists it", "build the store again")
-        if (found := file.stat().st_size) != wanted:
-            raise StoreError(
-                str(file),
-                f"has {found} bytes where the manifest says {wanted}",
-                "it was cut short or changed: build the store again",
-            )
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a store's folder. Raises StoreError where it is missing or none of ours."""
+    file = path / "manifest.json"
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            str(path), "is no token store: it has no manifest.json", "make one with `doge-ds prepare`"
+        ) from None
+    except OSError as error:
+        raise StoreError(str(file), f"cannot be read ({error.strerror})", "check the path and its rights") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise StoreError(str(file), f"is no manifest of ours: {key}: {first['msg']}", "build the store again") from None
+
+
+def check_file(path: Path, domain: str, split: Split, tokens: int, dtype: "np.dtype[Any]") -> Path:
+    """A store's file, if it is there, inside of the store, and has that many tokens. Raises StoreError."""
+    file = path / domain / f"{split}.bin"
+    if not file.is_file():
+        raise StoreError(str(file), "is missing, but the manifest lists it", "build the store again")
+    if not file.resolve().is_relative_to(path.resolve()):
+        problem = f"is a link out of the store, to {file.resolve()}"
+        raise StoreError(str(file), problem, "copy the file to where the link stands")
+    wanted = tokens * dtype.itemsize
+    if (found := file.stat().st_size) != wanted:
+        problem = f"has {found} bytes where the manifest says {wanted}"
+        raise StoreError(str(file), problem, "it was cut short or changed: build the store again")
+    return file
 
 
 def folder_sha256(folder: Path) -> str:

@@ -4,10 +4,8 @@ import gzip
 import hashlib
 import json
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +17,10 @@ from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
 from doge_ds import cli
+from doge_ds.data.fates import HeldOutRule
 from doge_ds.data.prepare import prepare, store_table
 from doge_ds.data.tokenizer import load_tokenizer
+from doge_ds.data.tokenizing import Shard
 from doge_ds.data.tokens import SPLITS, Split, TokenStore, file_sha256, folder_sha256
 from doge_ds.errors import ConfigError, StoreError
 
@@ -118,7 +118,7 @@ def test_the_manifest_names_its_tokenizer_and_origin(store: TokenStore, inputs: 
 def test_the_number_of_workers_changes_no_byte(
     store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("doge_ds.data.tokenizer._BATCH", 3000)  # several batches for each worker
+    monkeypatch.setattr("doge_ds.data.encoding._BATCH", 3000)  # several batches for each worker
     again = prepare(inputs, tmp_path / "again", train_tokenizer=500, workers=2)
     assert folder_bytes(again.path) == folder_bytes(store.path)
     assert again.fingerprint() == store.fingerprint()
@@ -230,7 +230,7 @@ def test_bad_text_is_one_line_and_exit_2(
     assert shown.count("error: ") == 1
     assert words in shown
     assert "Traceback" not in shown
-    assert not output.parent.exists() or not list(output.parent.iterdir())
+    assert not output.exists()
 
 
 # Options and the output folder.
@@ -239,8 +239,9 @@ def test_bad_text_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"valid_fraction": 0.0}, "--valid_fraction: 0.0 is no share"),
-        ({"valid_fraction": 1.0}, "--valid_fraction: 1.0 is no share"),
+        ({"held_out": HeldOutRule(fraction=0.0)}, "--valid_fraction: 0.0 is no share"),
+        ({"held_out": HeldOutRule(documents=3)}, "--train_tokenizer: needs to know what is held out before"),
+        ({"shard": Shard(0, 2)}, "--shard: leaves each process a share of the text that a tokenizer is trained on"),
         ({"workers": 0}, "--workers: 0 is too few"),
         ({"train_tokenizer": -5}, "--train_tokenizer: -5 is no number of tokens"),
         ({"tokenizer": "gpt2"}, "either none or two"),
@@ -285,50 +286,54 @@ def test_a_vocabulary_too_large_leaves_nothing(inputs: dict[str, list[Path]], tm
     assert not list(tmp_path.iterdir())
 
 
-def start(store: TokenStore, folder: Path) -> "subprocess.Popen[str]":
-    """A prepare over 40 MB, stopped as soon as it writes tokens. Its own session, so that its workers can be found."""
-    text = json.dumps({"text": "some words that fill a line " * 40}) + "\n"
-    (folder / "big.jsonl").write_text(json.dumps({"text": "x"}) + "\n" + text * 36_000)
-    command = [sys.executable, "-m", "doge_ds.cli", "prepare", "--input", f"d={folder / 'big.jsonl'}", "--workers", "2"]
-    process = subprocess.Popen(
-        [*command, "--output", str(folder / "out" / "store"), "--tokenizer", str(store.tokenizer_folder)],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # A shell starts background jobs with Ctrl-C ignored, and the tests may be one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not any(file.stat().st_size for file in (folder / "out").rglob("*.bin")):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+def word_tokenizer(folder: Path, left_out: str | None = None) -> Path:
+    """Knows no word and is fast: a document is one <unk>, or nothing where it has no letter but the one left out."""
+    from tokenizers import Tokenizer, normalizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(WordLevel({"<unk>": 0, "</s>": 1}, "<unk>"))
+    if left_out:
+        made.normalizer = normalizers.Replace(left_out, "")
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>").save_pretrained(str(folder))
+    return folder
 
 
-def alive_in_session(session: int) -> bool:
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, found = stat.read_text().rpartition(") ")[2].split()[:4]
-        except OSError:
-            continue
-        if int(found) == session and state != "Z":
-            return True
-    return False
+def test_a_domain_that_yields_no_token(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
+    (tmp_path / "silent.jsonl").write_text("".join(json.dumps({"text": "q" * n}) + "\n" for n in range(1, 60)))
+    tokenizer = word_tokenizer(tmp_path / "words", left_out="q")
+    words = r"domain silent: yields no token but end-of-text ones from \d+ bytes of train text; take a tokenizer"
+    with pytest.raises(StoreError, match=words):
+        prepare({**inputs, "silent": [tmp_path / "silent.jsonl"]}, tmp_path / "s", tokenizer=tokenizer, workers=1)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_midway_leaves_no_store_and_no_process(
-    signal_number: signal.Signals, store: TokenStore, tmp_path: Path
-) -> None:
-    process = start(store, tmp_path)
-    process.send_signal(signal_number)
-    _, shown = process.communicate(timeout=30)
-    deadline = time.monotonic() + 10
-    while alive_in_session(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive_in_session(process.pid)
-    assert not (tmp_path / "out" / "store").exists()
-    if signal_number == signal.SIGINT:
-        assert process.returncode == 130
-        assert "Traceback" not in shown
-        assert shown.rstrip().endswith("interrupted")
-        assert not list((tmp_path / "out").iterdir())
+def test_nul_bytes_are_text(store: TokenStore, tmp_path: Path) -> None:
+    texts = ["a\0b\0", "\0", "c"]
+    (tmp_path / "nul.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    made = prepare({"nul": [tmp_path / "nul.jsonl"]}, tmp_path / "s", tokenizer=store.tokenizer_folder, workers=1)
+    assert made is not None
+    assert sorted(documents_of(made, "nul", "train") + documents_of(made, "nul", "valid")) == sorted(texts)
+
+
+def test_a_line_of_200_megabytes_fits_into_memory(tmp_path: Path) -> None:
+    """In a process of its own, whose largest resident size is known: below 1.5 GB."""
+    with (tmp_path / "long.jsonl").open("w") as stream:
+        stream.write('{"text": "')
+        for number in range(200):
+            stream.write(f"{number} line of words \\n".ljust(1 << 20, "x"))
+        stream.write('"}\n{"text": "short"}\n')
+    program = (
+        "import resource, sys, doge_ds.cli as c; status = c.main();"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", program, "prepare", "--input", f"d={tmp_path / 'long.jsonl'}", "--workers", "1"]
+    tokenizer = word_tokenizer(tmp_path / "words")
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "s"), "--tokenizer", str(tokenizer)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    record = TokenStore(tmp_path / "s").manifest.domains["d"]
+    assert record.train.bytes + record.valid.bytes > 200e6
+    assert int(done.stdout.splitlines()[-1]) * 1024 < 1.5e9

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_ds.data.tokenizer import Encoder, EncoderPool, load_tokenizer, train_sentencepiece, vocabulary_size
+from doge_ds.data.encoding import Encoder, EncoderPool
+from doge_ds.data.tokenizer import load_tokenizer, vocabulary_size
+from doge_ds.data.tokenizer_training import train_sentencepiece
 from doge_ds.data.tokens import folder_sha256
 from doge_ds.errors import TokenizerError
 
@@ -183,17 +185,17 @@ class _Refusing(Encoder):
 
 def test_an_error_in_a_worker_reaches_the_caller(trained: Any) -> None:
     with EncoderPool(_Refusing(trained), "uint16", 2) as pool, pytest.raises(TokenizerError, match="here: refuses"):
-        list(pool.encode(["a", "b"]))
+        list(pool.encode([(1, "a"), (2, "b")]))
 
 
 def test_a_pool_reads_no_further_ahead_than_it_must(trained: Any) -> None:
     read = 0
 
-    def texts() -> Iterator[str]:
+    def texts() -> Iterator[tuple[int, str]]:
         nonlocal read
-        for _ in range(100):
+        for number in range(100):
             read += 1
-            yield "x" * (1 << 18)
+            yield number, "x" * (1 << 18)
 
     with EncoderPool(Encoder(trained), "uint16", 2) as pool:
         next(pool.encode(texts()))

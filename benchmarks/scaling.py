@@ -4,13 +4,14 @@
 
 For every k and P, in turns on one engine and one short sequence a domain and rank: a step that updates the weights, as
 `train_proxy.train` makes it, and plain accumulation of as many backward passes. Prints JSON: seconds of both, what the
-first adds, how long DoGE's own parts take in it (rows, Gram matrix, weights, weighted sum; not the all-reduce, in which
-a rank waits for the last one), and the least-squares fit of the sum of these parts to
+first adds, how long DoGE's own parts take in it (rows, norms, Gram matrix, weights, weighted sum; not the all-reduce,
+in which a rank waits for the last one), and the least-squares fit of the sum of these parts to
 
     c0 + c1 (4k + 1) S / W + c2 k^2 S / W
 
 S the bytes of a shard, W the bandwidth of a large copy in bytes a second. (4k + 1) S is what a step moves: every shard
 read and written into its row, all rows read twice, their sum written. k^2 is the arithmetic of the Gram matrix.
+With --selected 0.1 scores come from a tenth of each shard's columns, as with `doge.selection`; there is no fit then.
 """
 
 import argparse
@@ -35,16 +36,18 @@ from benchmarks.proxy_step import Turns  # noqa: E402
 from benchmarks.simple_doge import mean_loss  # noqa: E402
 from doge_ds.config import DogeConfig, ProxyTrainingConfig, read_json_object  # noqa: E402
 from doge_ds.reweight.doge import DomainWeights  # noqa: E402
+from doge_ds.training import domain_gradients  # noqa: E402
 from doge_ds.training.deepspeed_config import complete_deepspeed_config  # noqa: E402
 from doge_ds.training.domain_gradients import DomainGradients  # noqa: E402
 from doge_ds.training.engine import start_engine  # noqa: E402
+from doge_ds.training.gradient_rows import squared_norm  # noqa: E402
 from doge_ds.training.launch import Ranks, finish, quieten_libraries, read_ranks, start_process_group  # noqa: E402
 from doge_ds.training.model import build_model, model_config, parameter_count  # noqa: E402
 
 # GPT-2 shapes of about 1, 7 and 25 million parameters: layers, width, heads, vocabulary.
 SHAPES = [(3, 128, 4, 4000), (6, 256, 8, 8000), (6, 512, 8, 12000)]
 LENGTH = 32
-PARTS = ("rows", "gram", "weights", "sum")
+PARTS = ("rows", "norms", "gram", "weights", "sum")  # norms of whole gradients, where scores come from a part only
 
 
 def main() -> None:
@@ -64,21 +67,26 @@ def main() -> None:
             "ranks": ranks.world_size,
             "tokens_a_domain_and_rank": LENGTH,
             "turns": options.turns,
+            "selected": options.selected,
             "device": get_accelerator().device_name(),
             "cores": os.cpu_count(),
             "versions": {"torch": str(torch.__version__), "deepspeed": deepspeed.__version__},
         }
-        print(json.dumps({**facts, "table": table, "fit": fit(table)}, indent=2))
+        fitted = {"fit": fit(table)} if options.selected == 1 else {}
+        print(json.dumps({**facts, "table": table, **fitted}, indent=2))
     finish(0)
 
 
 class UpdateStep:
     """A step that updates the weights, and the seconds of DoGE's own parts in it."""
 
-    def __init__(self, engine: Any, k: int) -> None:
+    def __init__(self, engine: Any, k: int, selected: float) -> None:
         self.engine, self.names = engine, [f"domain{number}" for number in range(k)]
         doge = DogeConfig(target="all", preset="official")
         self.gradients = DomainGradients(engine, self.names, 0, 0, doge)
+        if selected < 1:
+            domain_gradients.squared_norm = self._timed("norms", squared_norm)
+            self.gradients.select([(0, int(selected * sum(map(int, engine.optimizer.partition_size))))])
         self.weights = DomainWeights(self.names, self.names, doge)
         self.seconds = dict.fromkeys(PARTS, 0.0)
         rows: Any = self.gradients._rows
@@ -109,7 +117,7 @@ class UpdateStep:
 def measure(engine: Any, k: int, vocabulary: int, options: argparse.Namespace) -> dict[str, Any]:
     """One line of the table."""
     tokens = torch.randint(0, vocabulary, (k, LENGTH), generator=torch.Generator().manual_seed(engine.global_rank))
-    update, parts = UpdateStep(engine, k), []
+    update, parts = UpdateStep(engine, k, options.selected), []
 
     def plain(tokens_of_step: torch.Tensor) -> None:
         for number, sequence in enumerate(tokens_of_step.split(1)):
@@ -174,6 +182,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", type=int, nargs="+", default=[2, 7, 30, 100], help="values of k")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="the smallest so many of 1, 7, 25 million")
+    parser.add_argument("--selected", type=float, default=1.0, help="share of the columns that scores come from")
     parser.add_argument("--turns", type=int, default=7, help="of each side, one more to warm up")
     parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs/zero2_cpu.json")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -157,6 +157,13 @@ def test_files_named_in_the_text_exist(path: Path) -> None:
 
 
 @each_document
+def test_tests_named_in_the_text_exist(path: Path) -> None:
+    for code in READ[path].code:
+        if named := re.fullmatch(r"(tests/[\w/]+\.py)::(\w+)", code):
+            assert f"\ndef {named[2]}(" in (ROOT / named[1]).read_text(), f"{path.name}: {code}"
+
+
+@each_document
 def test_commands_are_understood_by_their_programs(path: Path) -> None:
     for _, text in READ[path].blocks:
         for command in commands(text):
@@ -236,7 +243,7 @@ def test_the_rooms_in_the_architecture_are_those_on_disk() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("doge-ds prepare --inputs a=b --output s --tokenizer t", "required: --input"),
+        ("doge-ds prepare --input a=b --outputs s --tokenizer t", "required: --output"),
         ("deepspeed doge_ds/train_proxy.py --config c --mixture uniform", "unrecognized arguments: --mixture"),
         ("x=$(sbatch --nodes=2 slurm/base.sh c)", "required: --mixture"),
         ("python eval/run.py --model m", "required: --data"),

@@ -37,9 +37,14 @@ class Listing:
 
     def add(self, domain: str, source: str) -> None:
         """Note that documents of a domain come from there."""
-        if not is_domain_name(domain):
-            raise ConfigError("--input", f"{domain!r} cannot name a domain", DOMAIN_NAME_RULE)
+        check_domain_name(domain)
         self.sources.setdefault(domain, []).append(source)
+
+
+def check_domain_name(name: str) -> None:
+    """Raises ConfigError where no domain can be called so."""
+    if not is_domain_name(name):
+        raise ConfigError("--input", f"{name!r} cannot name a domain", DOMAIN_NAME_RULE)
 
 
 def list_inputs(inputs: Inputs | Recipe, text_field: str) -> Listing:

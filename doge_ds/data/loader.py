@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -28,6 +29,8 @@ from doge_ds.errors import RunError
 
 MIX_ROW = "<mix>"
 """The row of the proxy's target `mix`. No domain can be called so."""
+
+LOCATED_TOGETHER = 4096  # samples of a rank: numpy costs 2 ms for each domain, however few samples it has
 
 DomainBatches = list[tuple[str, list[torch.Tensor]]]
 Batch = TypeVar("Batch")
@@ -272,6 +275,8 @@ class MixtureLoader(_Loader[MixtureBatch]):
         if (found := [len(windows) for windows in self._windows]) != list(order.sequence_counts.values()):
             raise ValueError(f"the order is for {order.sequence_counts} sequences, the store has {found}")
         identity = [store.fingerprint(), sequence_length, order.fingerprint(), global_batch_size]
+        self._batches_a_block = max(1, LOCATED_TOGETHER * world_size // global_batch_size)
+        self._block = lru_cache(maxsize=2)(self._locate_block)
         super().__init__(2, identity)
 
     def samples(self, steps: int) -> int:
@@ -283,12 +288,19 @@ class MixtureLoader(_Loader[MixtureBatch]):
         return map(self._get, itertools.count(first_batch))
 
     def _make(self, number: int) -> MixtureBatch:
-        size = self._global_batch_size
-        slots = slots_of_rank(self._order.seed, number, size, self._world_size, self._rank)
-        domains, sequences = self._order.locate(number * size + slots)
+        block, place = divmod(number, self._batches_a_block)
+        domains, sequences = (of_batches[place] for of_batches in self._block(block))
         parts = (_gather(self._windows, domains, sequences), torch.from_numpy(domains))
         tokens_and_domains = zip(*(_micro_batches(part, self._micro_batch_size) for part in parts), strict=True)
         return MixtureBatch(number, list(tokens_and_domains))
+
+    def _locate_block(self, block: int) -> tuple[Int64Array, Int64Array]:
+        """Domain and sequence of this rank's samples in several neighbouring batches, each [batches, samples]."""
+        batches = block * self._batches_a_block + np.arange(self._batches_a_block)
+        size = self._global_batch_size
+        slots = slots_of_rank(self._order.seed, batches, size, self._world_size, self._rank)
+        domains, sequences = self._order.locate((batches[:, np.newaxis] * size + slots).ravel())
+        return domains.reshape(slots.shape), sequences.reshape(slots.shape)
 
 
 def _check_sizes(sequences: int, micro_batch_size: int, rank: int, world_size: int) -> None:
@@ -314,7 +326,7 @@ def _micro_batches(sequences: torch.Tensor, size: int) -> list[torch.Tensor]:
 def _gather(windows: Sequence[npt.NDArray[Any]], sources: Int64Array, sequences: Int64Array) -> torch.Tensor:
     """[n, sequence_length], int64: for each i, row sequences[i] of windows[sources[i]]."""
     tokens = np.empty((len(sources), windows[0].shape[1]), dtype=np.int64)
-    for source in np.unique(sources).tolist():
-        chosen = sources == source
-        tokens[chosen] = windows[source][sequences[chosen]]
+    # Row by row: a window is large enough for numpy's overhead, and nothing is copied twice.
+    for row, (source, sequence) in enumerate(zip(sources.tolist(), sequences.tolist(), strict=True)):
+        tokens[row] = windows[source][sequence]
     return torch.from_numpy(tokens)

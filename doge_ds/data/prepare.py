@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from doge_ds.data.encoding import EncoderPool
 from doge_ds.data.fates import HeldOutRule, copies_note, decide_fates
-from doge_ds.data.inputs import Listing, list_inputs
+from doge_ds.data.inputs import Listing, check_domain_name, list_inputs
 from doge_ds.data.merge import merge_parts
 from doge_ds.data.parts import Part, PartsFolder, UnitRecord
 from doge_ds.data.recipes import Recipe, read_recipe
 from doge_ds.data.sources import Inputs, no_documents, read_inputs
 from doge_ds.data.store_tokenizer import TokenizerChoice, make_tokenizer
+from doge_ds.data.tokenizer import load_tokenizer
 from doge_ds.data.tokenizing import Shard, progress_bar, read_shard, tokenize
 from doge_ds.data.tokens import DomainRecord, Manifest, TokenizerRecord, TokenStore
 from doge_ds.data.units import Unit
@@ -153,6 +154,10 @@ def prepare(
     output = Path(output)
     choice = TokenizerChoice(tokenizer, train_tokenizer, held_out)
     workers = _check_options(output, choice, workers, shard)
+    for name in inputs if isinstance(inputs, Mapping) else ():
+        check_domain_name(name)
+    if tokenizer is not None:
+        load_tokenizer(tokenizer)  # a misspelt name should be told before thousands of files are listed
     listing = list_inputs(inputs, text_field)
     work = output.with_name(f"{output.name}.parts")
     try:

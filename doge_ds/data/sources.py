@@ -1,7 +1,6 @@
-"""Documents: of files, folders and saved datasets, surveyed, and parted into train and held-out ones."""
+"""Documents of files, folders and saved datasets, and the hash of their content by which all is decided."""
 
 import hashlib
-import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -14,9 +13,6 @@ from doge_ds.data.units import Unit, file_units, saved_dataset_units
 from doge_ds.errors import ConfigError, StoreError
 
 Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]
-
-# Characters. Of a longer document only the beginning is drawn for a sample, lest one book make up the whole of it.
-_LONGEST_DRAWN = 1 << 20
 
 
 def read_inputs(items: Sequence[str]) -> Inputs:
@@ -156,88 +152,3 @@ def no_documents(given: str, skipped: Sequence[Path] = ()) -> StoreError:
 def content_hash(text: str) -> int:
     """64 bits that depend on the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Which documents are held out: those whose hash is small. Equal documents stand on one side, in all domains.
-
-    Attributes:
-        threshold: hashes below it are held out.
-        moved_in, moved_out: hashes of the documents that stand on the other side, so that no side of a domain is empty.
-    """
-
-    threshold: int
-    moved_in: frozenset[int] = frozenset()
-    moved_out: frozenset[int] = frozenset()
-
-    def holds(self, digest: int) -> bool:
-        """Whether the document with this `content_hash` is held out."""
-        return digest in self.moved_in or (digest < self.threshold and digest not in self.moved_out)
-
-
-@dataclass
-class Survey:
-    """What one pass over a domain finds: counts, the extremes of the hashes, and text to train a tokenizer on.
-
-    The sample consists of the train documents with the smallest hashes, each once, in the order of their hashes, until
-    there are `sample_bytes` bytes: a random draw that depends neither on the documents' order nor on a seed.
-    """
-
-    threshold: int
-    sample_bytes: int
-    documents: int = 0
-    bytes: int = 0
-    smallest: int = 1 << 64
-    largest: int = -1
-    _heap: list[tuple[int, str]] = field(default_factory=list)  # (-hash, text): the largest hash on top
-    _drawn: dict[int, int] = field(default_factory=dict)  # hash -> bytes
-    _sampled: int = 0
-
-    def add(self, text: str) -> int:
-        """Count a document. Its bytes."""
-        digest, size = content_hash(text), len(text.encode())
-        self.documents += 1
-        self.bytes += size
-        self.smallest = min(self.smallest, digest)
-        self.largest = max(self.largest, digest)
-        if self.sample_bytes and digest >= self.threshold and digest not in self._drawn:
-            self._draw(digest, text[:_LONGEST_DRAWN])
-        return size
-
-    def _draw(self, digest: int, text: str) -> None:
-        if self._sampled >= self.sample_bytes and digest > -self._heap[0][0]:
-            return
-        heapq.heappush(self._heap, (-digest, text))
-        self._drawn[digest] = len(text.encode())
-        self._sampled += self._drawn[digest]
-        while self._sampled - self._drawn[-self._heap[0][0]] >= self.sample_bytes:
-            self._sampled -= self._drawn.pop(-heapq.heappop(self._heap)[0])
-
-    def sample(self, held_out: HeldOut) -> list[str]:
-        """The texts to train a tokenizer on, none of them held out."""
-        return [text for digest, text in sorted(self._heap, reverse=True) if not held_out.holds(-digest)]
-
-
-def held_out_rule(surveys: Mapping[str, Survey], threshold: int) -> HeldOut:
-    """The rule for all domains. Where chance leaves a side of a domain empty, one document changes sides.
-
-    That is the one with the smallest hash if none would be held out, the one with the largest if all would be.
-
-    Raises:
-        StoreError: a domain has no two different documents.
-    """
-    moved_in, moved_out = set(), set()
-    for name, found in surveys.items():
-        if found.smallest >= found.largest:
-            count = "one document" if found.documents == 1 else f"{found.documents} copies of one document"
-            raise StoreError(
-                f"domain {name}",
-                f"has only {count}, and the held-out split takes whole documents",
-                "give it at least two different ones, for example by cutting the text at its chapters",
-            )
-        if found.smallest >= threshold:
-            moved_in.add(found.smallest)
-        if found.largest < threshold:
-            moved_out.add(found.largest)
-    return HeldOut(threshold, frozenset(moved_in), frozenset(moved_out))

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,9 @@ from tqdm import tqdm
 from doge_ds.data.encoding import Encoder
 from doge_ds.data.fates import HeldOutRule
 from doge_ds.data.inputs import Listing
-from doge_ds.data.sources import Survey, held_out_rule
+from doge_ds.data.samples import Sample, draw_samples
 from doge_ds.data.tokenizer import load_tokenizer, save_tokenizer, vocabulary_size
 from doge_ds.data.tokenizer_training import train_sentencepiece
-from doge_ds.data.tokenizing import progress_bar
 from doge_ds.data.tokens import TokenizerRecord, folder_sha256
 from doge_ds.errors import ConfigError
 
@@ -119,15 +119,12 @@ def _draw_sample(listing: Listing, choice: TokenizerChoice) -> list[str]:
     threshold = round((choice.held_out.fraction or 0) * 2**64)
     # Where domains turn up only in the text, each may be the only one.
     most = choice.sample_bytes // (1 if listing.undeclared else len(listing.sources))
-    surveys: dict[str, Survey] = {}
-    with progress_bar("reading") as progress:
-        for unit in listing.units:
-            for domain, text in unit.read():
-                if text.strip():
-                    progress.update(surveys.setdefault(domain, Survey(threshold, most)).add(text))
-    held_out = held_out_rule(surveys, threshold)
-    share = choice.sample_bytes // max(1, len(surveys))
-    return [text for survey in surveys.values() for text in _first_bytes(survey.sample(held_out), share)]
+    samples: dict[str, Sample] = defaultdict(lambda: Sample(0, threshold, most))
+    draw_samples(listing.units, samples)
+    # Where chance would hold out nothing of a domain, its document with the smallest hash is.
+    held_out = frozenset(sample.smallest for sample in samples.values() if sample.smallest >= threshold)
+    share = choice.sample_bytes // max(1, len(samples))
+    return [text for sample in samples.values() for text in _first_bytes(sample.texts(held_out), share)]
 
 
 def _first_bytes(texts: Sequence[str], size: int) -> Iterator[str]:

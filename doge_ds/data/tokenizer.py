@@ -11,7 +11,7 @@ from doge_ds.errors import TokenizerError
 
 
 def load_tokenizer(name_or_folder: str | Path) -> Any:
-    """A transformers tokenizer, by its name on the hub or from a folder.
+    """A transformers tokenizer, by its name on the hub, from a folder, or from a sentencepiece .model file.
 
     Raises:
         TokenizerError: it cannot be loaded, or has no end-of-text token.
@@ -19,6 +19,8 @@ def load_tokenizer(name_or_folder: str | Path) -> Any:
     from transformers import AutoTokenizer  # takes seconds: only when a tokenizer is wanted
 
     where = str(name_or_folder)
+    if where.endswith(".model"):
+        return _load_sentencepiece(where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
     except Exception as error:  # OSError, ValueError, KeyError and the bare Exception of Rust code: all mean the same
@@ -35,6 +37,29 @@ def load_tokenizer(name_or_folder: str | Path) -> Any:
             "set eos_token in its tokenizer_config.json, or take another tokenizer",
         )
     return tokenizer
+
+
+def _load_sentencepiece(file: str) -> Any:
+    """A model of anyone's making, with its own normaliser and all: transformers calls sentencepiece itself for it, so
+    that the ids are sentencepiece's. The tokenizer can be saved, and the folder loaded again.
+    """
+    import sentencepiece
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=file)
+    except (OSError, RuntimeError) as error:
+        raise TokenizerError(
+            file, f"is no sentencepiece model ({str(error).splitlines()[0]})", "give a .model file, or a folder"
+        ) from None
+    if model.eos_id() < 0:
+        raise TokenizerError(
+            file,
+            "has no end-of-text token, and documents must end with one",
+            "train it with eos_id, or take another tokenizer",
+        )
+    names = {"eos_token": model.id_to_piece(model.eos_id()), "unk_token": model.id_to_piece(model.unk_id())}
+    return SentencePieceBackend(vocab_file=file, **names)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from doge_ds.data.tokenizer import load_tokenizer, save_tokenizer
 from doge_ds.errors import TokenizerError
@@ -29,27 +29,42 @@ _CHUNK = 1000  # characters; sentencepiece skips a sentence of more than 4192 by
 _THREADS = 4
 
 
-def train_sentencepiece(texts: Iterable[str], vocabulary_size: int, folder: Path) -> Any:
-    """Train a sentencepiece unigram tokenizer; save it as a folder for `AutoTokenizer`, and load it from there.
+Kind = Literal["unigram", "bpe", "byte_level_bpe"]
 
-    It gives back any text exactly: no normalisation, whitespace kept, bytes for characters that are not in the
-    vocabulary. Digits stand alone. The same texts in the same order give the same bytes.
+
+def train_tokenizer(kind: Kind, texts: Sequence[str], vocabulary_size: int, folder: Path) -> Any:
+    """Train a tokenizer; save it as a folder for `AutoTokenizer`, and load it from there.
+
+    It gives back any text exactly. The same texts in the same order give the same bytes.
 
     Args:
-        vocabulary_size: tokens altogether: 256 bytes, the end-of-text and the unknown token, and the pieces.
+        kind: sentencepiece's unigram or BPE, with bytes for characters that are not in the vocabulary; or BPE over
+            bytes, as GPT-2's. Digits stand alone in all of them.
+        vocabulary_size: tokens altogether: 256 bytes, the end-of-text token, sentencepiece's unknown one, and pieces.
 
     Raises:
         TokenizerError: the vocabulary is too large or too small for the texts.
     """
-    vocabulary = _vocabulary(_train(texts, vocabulary_size))
+    return (
+        train_byte_level_bpe(texts, vocabulary_size, folder)
+        if kind == "byte_level_bpe"
+        else train_sentencepiece(texts, vocabulary_size, folder, kind)
+    )
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocabulary_size: int, folder: Path, kind: Literal["unigram", "bpe"] = "unigram"
+) -> Any:
+    """`train_tokenizer` with sentencepiece: no normalisation, whitespace kept, byte fallback."""
+    vocabulary = _vocabulary(_train(texts, vocabulary_size, kind))
     # Sentencepiece leaves these out of a text that has no other letters.
-    if set(_LETTERS_OF_NEVER) - {piece for piece, _ in vocabulary}:
-        raise TokenizerError(f"--train_tokenizer {vocabulary_size}", "the text is hardly text", "give more of it")
-    _save(vocabulary, folder)
+    if set(_LETTERS_OF_NEVER) - {piece.text for piece in vocabulary}:
+        raise TokenizerError(f"a vocabulary of {vocabulary_size}", "the text is hardly text", "give more of it")
+    _save_sentencepiece(vocabulary, kind, folder)
     return load_tokenizer(folder)
 
 
-def _train(texts: Iterable[str], vocabulary_size: int) -> bytes:
+def _train(texts: Iterable[str], vocabulary_size: int, kind: str) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
@@ -57,7 +72,7 @@ def _train(texts: Iterable[str], vocabulary_size: int) -> bytes:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=_chunks(texts),
             model_writer=model,
-            model_type="unigram",
+            model_type=kind,
             vocab_size=vocabulary_size,
             byte_fallback=True,
             split_digits=True,
@@ -87,7 +102,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _training_error(message: str, vocabulary_size: int) -> TokenizerError:
-    where = f"--train_tokenizer {vocabulary_size}"
+    where = f"a vocabulary of {vocabulary_size}"
     if most := re.search(r"set it to a value <= (\d+)", message):
         return TokenizerError(
             where, "the text has too few different pieces", f"take at most {most[1]} for this text, or give more text"
@@ -97,8 +112,16 @@ def _training_error(message: str, vocabulary_size: int) -> TokenizerError:
     return TokenizerError(where, f"sentencepiece cannot train ({message})", "take 1000 or more, and give more text")
 
 
-def _vocabulary(model: bytes) -> list[tuple[str, float]]:
-    """The pieces and scores of a sentencepiece model, for tokenizers' Unigram; the position is the id."""
+class _Piece(NamedTuple):
+    """One token of a sentencepiece model; text may be cut into it unless `never`."""
+
+    text: str
+    score: float
+    never: bool
+
+
+def _vocabulary(model: bytes) -> list[_Piece]:
+    """The tokens of a sentencepiece model; the position is the id."""
     import sentencepiece
 
     trained = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -106,24 +129,81 @@ def _vocabulary(model: bytes) -> list[tuple[str, float]]:
     for token in range(trained.vocab_size()):
         piece: str = trained.id_to_piece(token)
         is_text = not (trained.is_unknown(token) or trained.is_control(token) or trained.is_byte(token))
-        never = not is_text or _READ_AS_BYTE.fullmatch(piece)
-        vocabulary.append((piece.replace(_SPACE, " "), _NEVER if never else trained.get_score(token)))
+        never = not is_text or _READ_AS_BYTE.fullmatch(piece) is not None
+        vocabulary.append(_Piece(piece.replace(_SPACE, " "), trained.get_score(token), never))
     return vocabulary
 
 
-def _save(vocabulary: list[tuple[str, float]], folder: Path) -> None:
+def _save_sentencepiece(vocabulary: list[_Piece], kind: Literal["unigram", "bpe"], folder: Path) -> None:
+    """Without what transformers' own conversion does, which maps spaces to U+2581 and back, and so turns a U+2581 of
+    the text into a space."""
     from tokenizers import Tokenizer, decoders
-    from tokenizers.models import Unigram
+    from tokenizers.models import BPE, Unigram
+
+    if kind == "unigram":
+        scored = [(piece.text, _NEVER if piece.never else piece.score) for piece in vocabulary]
+        tokenizer = Tokenizer(Unigram(scored, unk_id=0, byte_fallback=True))
+    else:
+        ids = {piece.text: number for number, piece in enumerate(vocabulary)}
+        tokenizer = Tokenizer(BPE(ids, _merges(vocabulary), unk_token=_UNKNOWN, byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    _save(tokenizer, folder, unk_token=_UNKNOWN)
+
+
+def _merges(vocabulary: list[_Piece]) -> list[tuple[str, str]]:
+    """Pairs of pieces that make a piece, in the order in which sentencepiece merges them: by the score of the whole.
+
+    sentencepiece looks at neighbouring pieces whose union is one, and takes the best score first, whichever way it is
+    made of two; so all ways stand in the list, next to each other.
+    """
+    usable = {piece.text: piece.score for piece in vocabulary if not piece.never}
+    ranked = sorted((piece for piece in usable if len(piece) > 1), key=lambda piece: -usable[piece])
+    return [
+        (piece[:cut], piece[cut:])
+        for piece in ranked
+        for cut in range(1, len(piece))
+        if piece[:cut] in usable and piece[cut:] in usable
+    ]
+
+
+def train_byte_level_bpe(texts: Iterable[str], vocabulary_size: int, folder: Path) -> Any:
+    """`train_tokenizer` with BPE over bytes, cut before spaces as GPT-2's is."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    least = len(alphabet) + 1
+    if vocabulary_size < least:
+        where = f"a vocabulary of {vocabulary_size}"
+        raise TokenizerError(where, "does not hold 256 bytes and the end-of-text token", f"take at least {least}")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if (found := tokenizer.get_vocab_size()) < vocabulary_size:
+        where = f"a vocabulary of {vocabulary_size}"
+        raise TokenizerError(where, "the text has too few different pieces", f"take at most {found} for this text")
+    _save(tokenizer, folder)
+    return load_tokenizer(folder)
+
+
+def _save(tokenizer: Any, folder: Path, **special_tokens: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(Unigram(vocabulary, unk_id=0, byte_fallback=True))
-    # transformers' own conversion maps spaces to U+2581 and back, and so turns a U+2581 in the text into a space.
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token=_UNKNOWN,
         eos_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
+        **special_tokens,
     )
     save_tokenizer(wrapped, folder)

@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_made(inputs: dict[str, list[Path]], tmp_path: P
 
 
 def test_a_vocabulary_too_large_leaves_nothing(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"--train_tokenizer 90000: .*at most \d+"):
+    with pytest.raises(Exception, match=r"a vocabulary of 90000: .*at most \d+"):
         prepare(inputs, tmp_path / "store", train_tokenizer=90_000, workers=1)
     assert not list(tmp_path.iterdir())
 

@@ -143,11 +143,12 @@ def alive_in_session(session: int) -> bool:
 
 
 def test_killed_and_started_again(raw: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Killed twice, interrupted once, each time when more is done; then finished in this process."""
+    """Killed twice, interrupted once, each time when something more is done; then finished in this process."""
     output, parts = tmp_path / "store", tmp_path / "store.parts"
-    for signal_number, count in ((signal.SIGKILL, 1), (signal.SIGKILL, 3), (signal.SIGINT, 5)):
+    for signal_number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+        before = len(list(parts.glob("*.index")))
         process = start(raw, output, "--workers", "2")
-        wait_for_parts(process, parts, count)
+        wait_for_parts(process, parts, before + 1)
         process.send_signal(signal_number)
         _, shown = process.communicate(timeout=30)
         deadline = time.monotonic() + 10
@@ -159,7 +160,7 @@ def test_killed_and_started_again(raw: Path, undisturbed: dict[str, bytes], tmp_
     assert "Traceback" not in shown
     assert shown.rstrip().endswith("interrupted")
     done = {file: file.stat().st_mtime_ns for file in parts.glob("*.index")}
-    assert len(done) >= 5
+    assert len(done) >= 3
     prepare(output=output, workers=1, shard=Shard(0, 1), **options(raw))
     assert {file: file.stat().st_mtime_ns for file in done} == done, "what was done is not done again"
     prepare(output=output, workers=1, **options(raw))

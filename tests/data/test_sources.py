@@ -1,4 +1,4 @@
-"""Sources: order, what is skipped, the held-out rule and the sample for a tokenizer."""
+"""Sources: order, and what is skipped."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from doge_ds.data.sources import HeldOut, Survey, TextFiles, content_hash, held_out_rule, read_inputs
+from doge_ds.data.sources import TextFiles, read_inputs
 from doge_ds.errors import ConfigError, StoreError
 
 
@@ -149,40 +149,3 @@ def test_an_input_names_a_domain_and_a_path(item: str) -> None:
 def test_inputs_of_one_domain_are_gathered() -> None:
     assert read_inputs(["a=1", "b=x=y", "a=2"]) == {"a": ["1", "2"], "b": ["x=y"]}
     assert read_inputs(["environment"]) == "environment"
-
-
-# The held-out split.
-
-
-def surveyed(texts: list[str], threshold: int, sample_bytes: int = 0) -> Survey:
-    survey = Survey(threshold, sample_bytes)
-    for text in texts:
-        survey.add(text)
-    return survey
-
-
-def test_a_side_that_chance_left_empty_gets_one_document() -> None:
-    texts = [str(n) for n in range(20)]
-    hashes = sorted(map(content_hash, texts))
-    none_held = held_out_rule({"a": surveyed(texts, 0)}, 0)
-    assert [digest for digest in hashes if none_held.holds(digest)] == hashes[:1]
-    all_held = held_out_rule({"a": surveyed(texts, 2**64)}, 2**64)
-    assert [digest for digest in hashes if not all_held.holds(digest)] == hashes[-1:]
-
-
-def test_the_held_out_share_is_about_the_one_asked_for() -> None:
-    rule = HeldOut(round(0.05 * 2**64))
-    assert 400 < sum(rule.holds(content_hash(f"document {n}")) for n in range(10_000)) < 600
-
-
-def test_the_sample_does_not_depend_on_order_or_copies_and_has_no_held_out_document() -> None:
-    texts = [f"document {n} " + "x" * (n % 50) for n in range(500)]
-    threshold = 2**60
-    rule = held_out_rule({"a": surveyed(texts, threshold)}, threshold)
-    sample = surveyed(texts, threshold, 3000).sample(rule)
-    assert surveyed([*texts[::-1], *texts], threshold, 3000).sample(rule) == sample
-    assert not [text for text in sample if rule.holds(content_hash(text))]
-    assert 3000 <= sum(len(text.encode()) for text in sample) < 3000 + 70
-    assert sample == sorted(sample, key=content_hash)
-    everything = surveyed(texts, threshold, 10**9).sample(rule)
-    assert len(everything) == sum(not rule.holds(content_hash(text)) for text in texts)

@@ -1,17 +1,23 @@
 """Tokenizers: exact round trips, end-of-text never out of text, the same bytes twice."""
 
+import json
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doge_ds.data.encoding import Encoder, EncoderPool
-from doge_ds.data.tokenizer import load_tokenizer, vocabulary_size
-from doge_ds.data.tokenizer_training import train_sentencepiece
+from doge_ds.data.tokenizer import load_tokenizer, save_tokenizer, vocabulary_size
+from doge_ds.data.tokenizer_command import KINDS
+from doge_ds.data.tokenizer_training import Kind, train_sentencepiece, train_tokenizer
 from doge_ds.data.tokens import folder_sha256
 from doge_ds.errors import TokenizerError
 
@@ -35,10 +41,16 @@ HARD = [
 ]
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "tokenizer"
-    train_sentencepiece(TEXTS, 600, folder)
+    train_tokenizer(kind, TEXTS, 600, folder)
     return folder
 
 
@@ -113,23 +125,45 @@ def test_common_words_are_single_tokens(trained: Any) -> None:
     assert len(trained.encode("Item 1: the", add_special_tokens=False)) <= 6
 
 
-def test_training_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    train_sentencepiece(TEXTS, 600, tmp_path / "again")
+def test_digits_stand_alone(trained: Any) -> None:
+    tokens = trained.convert_ids_to_tokens(trained.encode("Item 7919, 15838", add_special_tokens=False))
+    assert all(len(token.strip("\u0120 ")) == 1 for token in tokens if any(letter.isdigit() for letter in token))
+
+
+def test_every_character_of_unicode_comes_back(trained: Any) -> None:
+    characters = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    encoder = Encoder(trained)
+    parts = [characters[start : start + 4096] for start in range(0, len(characters), 4096)]
+    for part, ids in zip(parts, encoder.encode(parts), strict=True):
+        assert trained.decode(ids) == part
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_training_in_another_process_gives_the_same_bytes(
+    kind: Kind, threads: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    program = (
+        "import json, sys; from pathlib import Path; from doge_ds.data.tokenizer_training import train_tokenizer;"
+        "texts = json.loads(Path(sys.argv[2]).read_text()); train_tokenizer(sys.argv[1], texts, 600, Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", program, kind, str(tmp_path / "texts.json"), str(tmp_path / "again")]
+    subprocess.run(command, check=True, env={**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads})
     assert folder_sha256(tmp_path / "again") == folder_sha256(folder)
 
 
-def test_a_vocabulary_too_large_names_the_largest(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"--train_tokenizer 100000: .*at most \d+") as caught:
-        train_sentencepiece(TEXTS[:50], 100_000, tmp_path / "large")
+def test_a_vocabulary_too_large_names_the_largest(kind: Kind, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"a vocabulary of 100000: .*at most \d+") as caught:
+        train_tokenizer(kind, TEXTS[:50], 100_000, tmp_path / "large")
     largest = int(str(caught.value).split("at most ")[1].split()[0])
-    assert vocabulary_size(train_sentencepiece(TEXTS[:50], largest, tmp_path / "largest")) == largest
+    assert vocabulary_size(train_tokenizer(kind, TEXTS[:50], largest, tmp_path / "largest")) == largest
 
 
-def test_a_vocabulary_too_small_names_the_smallest(tmp_path: Path) -> None:
+def test_a_vocabulary_too_small_names_the_smallest(kind: Kind, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"take at least \d+") as caught:
-        train_sentencepiece(TEXTS, 200, tmp_path / "small")
+        train_tokenizer(kind, TEXTS, 200, tmp_path / "small")
     smallest = int(str(caught.value).rsplit(" ", 1)[1])
-    assert vocabulary_size(train_sentencepiece(TEXTS, smallest, tmp_path / "smallest")) == smallest
+    assert vocabulary_size(train_tokenizer(kind, TEXTS, smallest, tmp_path / "smallest")) == smallest
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["abc"]])
@@ -200,3 +234,52 @@ def test_a_pool_reads_no_further_ahead_than_it_must(trained: Any) -> None:
     with EncoderPool(Encoder(trained), "uint16", 2) as pool:
         next(pool.encode(texts()))
     assert read < 20
+
+
+# sentencepiece's own files.
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def model_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As others train them: normalised, with a space before all text, bytes, and symbols of the user's."""
+    prefix = tmp_path_factory.mktemp("model") / "theirs"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in TEXTS for line in text.splitlines()),
+        model_prefix=str(prefix),
+        model_type=request.param,
+        vocab_size=700,
+        byte_fallback=True,
+        user_defined_symbols=["<code>"],
+        minloglevel=3,
+    )
+    return prefix.with_suffix(".model")
+
+
+def test_a_sentencepiece_model_gives_sentencepieces_ids_also_from_its_folder(model_file: Path, tmp_path: Path) -> None:
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    loaded = load_tokenizer(model_file)
+    save_tokenizer(loaded, tmp_path / "saved")
+    texts = [
+        text for text in [*HARD, "a  b", "<code>x</code>", *TEXTS[:30]] if "</s>" not in text and "<unk>" not in text
+    ]
+    for tokenizer in (loaded, load_tokenizer(tmp_path / "saved")):
+        assert vocabulary_size(tokenizer) == 700
+        assert tokenizer.eos_token_id == expected.eos_id()
+        assert Encoder(tokenizer).encode(texts) == expected.encode(texts)
+        assert expected.eos_id() not in Encoder(tokenizer).encode(["a </s> b"])[0]
+
+
+def test_a_sentencepiece_model_without_end_of_text_is_refused(tmp_path: Path) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS[:100]), model_prefix=str(tmp_path / "m"), vocab_size=80, eos_id=-1, minloglevel=3
+    )
+    with pytest.raises(TokenizerError, match=r"m\.model: has no end-of-text token"):
+        load_tokenizer(tmp_path / "m.model")
+
+
+def test_what_is_no_sentencepiece_model(tmp_path: Path) -> None:
+    (tmp_path / "a.model").write_bytes(b"nothing of the kind")
+    for name in ("a.model", "b.model"):
+        with pytest.raises(TokenizerError, match=rf"{name}: is no sentencepiece model") as caught:
+            load_tokenizer(tmp_path / name)
+        assert "\n" not in str(caught.value)

@@ -14,6 +14,9 @@ from doge_ds.errors import ConfigError, DogeError, nearest, report
 
 VERBS = {
     "prepare": ("doge_ds.data.prepare", "tokenize raw text, domain by domain, into a token store"),
+    "tokenizer": ("doge_ds.data.tokenizer_command", "train a tokenizer on a mixture of domains"),
+    "verify": ("doge_ds.data.verify", "read a token store again and name whatever is damaged"),
+    "plan": ("doge_ds.plan", "say what a run reads, computes, holds and writes, before it starts"),
     "report": ("doge_ds.report", "write one HTML page about proxy and base runs"),
     "export": ("doge_ds.export", "write a base run's checkpoint as a Hugging Face folder"),
 }

@@ -63,9 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return finish(0)
 
 
-def check(options: RunArguments) -> ProxyJob:
-    """Read and check every input. Raises DogeError, on every rank alike; changes nothing."""
-    ranks = read_ranks()
+def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
+    """Read and check every input. Raises DogeError, on every rank alike; changes nothing.
+
+    Args:
+        planned: ranks of a plan, made on any machine; None for those that this process is one of.
+    """
+    ranks = planned or read_ranks()
     config = load_config(ProxyConfig, options.config, options.settings)
     data, training = config.data, config.training
     store = TokenStore(data.path)
@@ -82,7 +86,13 @@ def check(options: RunArguments) -> ProxyJob:
         tokenizer_sha256=tokenizer.sha256,
     )
     deepspeed_config = complete_deepspeed_config(
-        config.deepspeed, training, stage=2, micro_batch_size=micro_batch_size, accumulation_steps=1, ranks=ranks
+        config.deepspeed,
+        training,
+        stage=2,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=1,
+        ranks=ranks,
+        runs_here=planned is None,
     )
     loader = ProxyLoader(
         store,
@@ -103,7 +113,7 @@ def check(options: RunArguments) -> ProxyJob:
     facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
     directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
     job = ProxyJob(config, store, ranks, train_domains, loader, model, deepspeed_config, monitors, directory)
-    refuse_too_many_epochs(_needs(job), data.max_epochs)
+    refuse_too_many_epochs(domain_needs(job), data.max_epochs)
     return job
 
 
@@ -249,9 +259,11 @@ def _shown(weights: DomainWeights) -> str:
     return " ".join(f"{name} {weight:.3f}" for name, weight in largest)
 
 
-def _needs(job: ProxyJob) -> list[DomainNeed]:
-    """What the whole run reads for every row; train domains get the same number of sequences, whatever the weights."""
-    needed, available = job.loader.needs(job.config.training.steps), job.loader.available()
+def domain_needs(job: ProxyJob, steps: int | None = None) -> list[DomainNeed]:
+    """What so many steps (None: the whole run) read for every row; train domains get the same number of sequences,
+    whatever the weights."""
+    steps = job.config.training.steps if steps is None else steps
+    needed, available = job.loader.needs(steps), job.loader.available()
     weight = 1 / len(job.train_domains)
     return [
         DomainNeed(row, weight if row in job.train_domains else None, count, available[row])
@@ -262,7 +274,7 @@ def _needs(job: ProxyJob) -> list[DomainNeed]:
 def _print_plan(job: ProxyJob) -> None:
     """What is about to be read, of every row."""
     print(f"proxy: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {job.directory.path}")
-    print(plan_table(_needs(job)), flush=True)
+    print(plan_table(domain_needs(job)), flush=True)
 
 
 def _write_results(job: ProxyJob, proxy: Proxy) -> None:

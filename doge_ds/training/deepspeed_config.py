@@ -35,6 +35,7 @@ def complete_deepspeed_config(
     micro_batch_size: int,
     accumulation_steps: int,
     ranks: Ranks,
+    runs_here: bool = True,
 ) -> dict[str, Any]:
     """The configuration that `deepspeed.initialize` gets.
 
@@ -43,6 +44,7 @@ def complete_deepspeed_config(
         stage: the ZeRO stage that the program needs.
         micro_batch_size: sequences of one forward pass on one rank.
         accumulation_steps: micro-batches of one optimizer step, as DeepSpeed shall count them.
+        runs_here: False for a plan, whose machine need not have the devices.
 
     Raises:
         ConfigError: another ZeRO stage, a number that the run configuration owns with another value, a scheduler, an
@@ -83,7 +85,7 @@ def complete_deepspeed_config(
     _write_owned(parameters, owned, "deepspeed.optimizer.params")
     _refuse_what_deepspeed_cannot_read(config, stage)
     _refuse_what_adamw_cannot_use(parameters, "offload_optimizer" in zero)
-    if get_accelerator().device_name() == "cpu" and not parameters.get("torch_adam"):
+    if runs_here and get_accelerator().device_name() == "cpu" and not parameters.get("torch_adam"):
         twin = f"zero{stage}{'_offload' if 'offload_optimizer' in zero else ''}_cpu.json"
         raise ConfigError(
             "deepspeed.optimizer",

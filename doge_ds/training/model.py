@@ -169,7 +169,13 @@ def parameter_count(config: Any) -> int:
 
 
 def flops_per_token(config: Any, sequence_length: int) -> float | None:
-    """Floating-point operations of training on one token: 6 N + 12 L H Q T (PaLM, arXiv 2204.02311, appendix B).
+    """Floating-point operations of training on one token, the sum of both `flops_parts`."""
+    parts = flops_parts(config, sequence_length)
+    return None if parts is None else sum(parts)
+
+
+def flops_parts(config: Any, sequence_length: int) -> tuple[float, float] | None:
+    """Operations of training on one token: 6 N and, of attention, 12 L H Q T (PaLM, arXiv 2204.02311, appendix B).
 
     N: parameters that a token is multiplied with, so no embedding tables but the output layer, tied or not; L layers of
     H heads of size Q; T tokens in a sequence, as if attention were not causal. What gradient checkpointing computes
@@ -190,7 +196,7 @@ def flops_per_token(config: Any, sequence_length: int) -> float | None:
     if id(output.weight) in tables:
         multiplied += output.weight.numel()
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return float(6 * multiplied + 12 * layers * heads * head_size * sequence_length)
+    return float(6 * multiplied), float(12 * layers * heads * head_size * sequence_length)
 
 
 def build_model(
@@ -214,7 +220,7 @@ def build_model(
         model = _load_pretrained(config, pretrained)
     del alive
     if training.gradient_checkpointing:
-        _checkpoint_gradients(model)
+        checkpoint_gradients(model)
     return model.train()  # from_pretrained gives it for evaluation
 
 
@@ -234,7 +240,7 @@ def _load_pretrained(config: Any, name: str) -> Any:
     return model
 
 
-def _checkpoint_gradients(model: Any) -> None:
+def checkpoint_gradients(model: Any) -> None:
     """Recompute each layer's activations in the backward pass. Raises ConfigError where the model cannot."""
     try:
         with warnings.catch_warnings():

@@ -171,9 +171,9 @@ def activation_bytes(shape: RankShape, weight_bytes: int) -> int | None:
             resting = _largest_total(tracker, "current")
             for parameter in model.parameters():
                 # DeepSpeed moves a gradient into its bucket as soon as it is there.
-                parameter.register_post_accumulate_grad_hook(_forget_gradient)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
             with tracker:
-                sequence_losses(model, tokens).mean().backward()
+                sequence_losses(model, tokens).mean().backward()  # type: ignore[no-untyped-call]
             return _largest_total(tracker, "peak") - resting
     except (NotImplementedError, *BUILD_ERRORS):
         return None
@@ -238,7 +238,8 @@ def _zero3(
 ) -> list[MemoryItem]:
     """All in shards; weights are gathered as they are needed. Buckets and the gradients' buffer are there throughout.
 
-    A step flattens the gradients once more. fp32 training too has weights of the optimizer's own.
+    A step flattens the gradients once more. fp32 training too has weights of the optimizer's own. A model is built in
+    shards of single tensors, which are then joined: those below 32 MB the C library keeps on the host.
     """
     shard = sizes.shard
     weights_at, states_at = _place(zero.offload_param), _place(zero.offload_optimizer)
@@ -247,8 +248,10 @@ def _zero3(
     kept = sizes.gradient * shard + (FP32 * shard if is_offloaded else 0)
     flattened = 0 if is_offloaded else FP32 * shard
     buckets = _buckets(sizes, zero, 1, is_cpu)
+    pieces = sizes.weight * shard if is_cpu else 0
     return [
         _states("weights", weights_at, sizes.weight * shard),
+        MemoryItem("weights' pieces, freed", weights_at, pieces, pieces),
         MemoryItem("gathered weights", "device", _gathered(shape, sizes, zero), 0),
         _states("optimizer (fp32 weights, moments)", states_at, (1 + ADAM_MOMENTS) * FP32 * shard),
         MemoryItem("gradients", work_at, kept, kept + flattened, is_model_state=True),

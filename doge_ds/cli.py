@@ -17,6 +17,7 @@ VERBS = {
     "tokenizer": ("doge_ds.data.tokenizer_command", "train a tokenizer on a mixture of domains"),
     "verify": ("doge_ds.data.verify", "read a token store again and name whatever is damaged"),
     "plan": ("doge_ds.plan", "say what a run reads, computes, holds and writes, before it starts"),
+    "mixture": ("doge_ds.mixture_commands", "show, compare, average, change and export mixtures; schedules"),
     "report": ("doge_ds.report", "write one HTML page about proxy and base runs"),
     "export": ("doge_ds.export", "write a base run's checkpoint as a Hugging Face folder"),
 }

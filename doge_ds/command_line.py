@@ -24,7 +24,8 @@ class RunArguments:
     settings: list[str]
     output: Path
     resume: Literal["auto", "never"]
-    mixture: str
+    mixture: str | None = None
+    change_mixture: bool = False
 
 
 def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_mixture: bool = False) -> RunArguments:
@@ -32,7 +33,17 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", type=Path, required=True, help="run configuration, see ds_configs/runs/")
     if needs_mixture:
-        parser.add_argument("--mixture", required=True, help="a mixture.json, or uniform, or natural (token counts)")
+        parser.add_argument(
+            "--mixture",
+            help="a mixture.json or schedule, uniform, natural (token counts), or a published mixture such as "
+            "doge_slimpajama; by default the configuration's",
+        )
+        parser.add_argument(
+            "--change_mixture",
+            action="store_true",
+            help="where the directory holds an unfinished run on another mixture: go on with this one from its latest "
+            "checkpoint on",
+        )
     parser.add_argument(
         "--set",
         dest="settings",
@@ -56,5 +67,6 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
         settings=found.settings,
         output=found.output or Path("runs") / found.config.stem,
         resume=cast(Literal["auto", "never"], found.resume),
-        mixture=found.mixture if needs_mixture else "",
+        mixture=found.mixture if needs_mixture else None,
+        change_mixture=needs_mixture and found.change_mixture,
     )

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
 from doge_ds.errors import ConfigError, nearest
+from doge_ds.json_files import read_json_object as read_json_object  # others take it from here
 
 
 class _Section(BaseModel):
@@ -203,10 +204,54 @@ class ProxyConfig(RunConfig):
         return self
 
 
+class MixtureStage(_Section):
+    """One stage of a schedule of mixtures; it holds until the next one starts."""
+
+    from_step: int = Field(ge=0, description="Steps done before the stage; 0 in the first, and increasing.")
+    mixture: str | dict[str, float] = Field(
+        description="A mixture.json, `uniform`, `natural` or a published name; or an object of weights by domain."
+    )
+
+
 class BaseConfig(RunConfig):
     """ds_configs/runs/*.json of `train_base.py`."""
 
     training: BaseTrainingConfig
+    mixture: str | list[MixtureStage] | None = Field(
+        default=None, description="What `--mixture` takes, paths from this file on; or stages. The option wins."
+    )
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _read_stages(cls, value: Any) -> Any:
+        """Stage by stage, because what a choice of types says of a list is no message for a user."""
+        if not isinstance(value, list):
+            return value
+        try:
+            return [MixtureStage.model_validate(stage) for stage in value]
+        except ValidationError as error:
+            raise ValueError(stage_mistake(error)) from None
+
+    @model_validator(mode="after")
+    def _stages_are_in_order(self) -> Self:
+        if isinstance(self.mixture, list):
+            check_stages([stage.from_step for stage in self.mixture], self.training.steps)
+        return self
+
+
+def stage_mistake(error: ValidationError) -> str:
+    """What is wrong with one stage, in words."""
+    deepest = max(error.errors(include_url=False), key=lambda mistake: len(mistake["loc"]))
+    key = ".".join(str(part) for part in deepest["loc"] if part not in ("str", "dict[str,float]"))
+    return f"a stage's {key} cannot stand ({deepest['msg']})"
+
+
+def check_stages(starts: Sequence[int], steps: int) -> None:
+    """Raises ValueError where these are no first steps of the stages of a run of `steps` steps."""
+    if list(starts[:1]) != [0] or list(starts) != sorted(set(starts)):
+        raise ValueError(f"mixture has stages from the steps {list(starts)} on, not from 0 and then from later ones")
+    if starts[-1] >= steps:
+        raise ValueError(f"mixture has a stage from step {starts[-1]} on, which is not below training.steps {steps}")
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -240,22 +285,6 @@ def _read_deepspeed(values: dict[str, Any], path: Path) -> None:
     """Put the DeepSpeed file's contents where its path stands."""
     if isinstance(values.get("deepspeed"), str):
         values["deepspeed"] = read_json_object(path.parent / values["deepspeed"])
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ConfigError with line and column where it does not."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})", "check the path") from None
-    except UnicodeDecodeError:
-        raise ConfigError(str(path), "is no UTF-8 text", "write it as JSON") from None
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise ConfigError(where, f"is no JSON ({error.msg})", "mend it there") from None
-    if not isinstance(values, dict):
-        raise ConfigError(str(path), "holds no JSON object", "start it with {")
-    return values
 
 
 def for_publication(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,8 @@ def reference_tables() -> dict[str, str]:
         "training.base": _table(base["$defs"][BaseTrainingConfig.__name__], _own_fields(BaseTrainingConfig)),
         "doge": _table(sections["DogeConfig"]),
         "doge.selection": _table(sections["SelectionConfig"]),
+        "base": _table(base, ["mixture"]),
+        "mixture": _table(base["$defs"]["MixtureStage"]),
         "presets": _presets_table(),
     }
 
@@ -155,7 +157,7 @@ def _type(found: Mapping[str, Any]) -> str:
     if "prefixItems" in found:
         return f"list of {len(found['prefixItems'])} {found['prefixItems'][0]['type']}s"
     if found.get("type") == "array":
-        return f"list of {found['items']['type']}s"
+        return f"list of {found['items'].get('type', 'object')}s"
     return str(found.get("type", "object"))  # a reference stands for a section
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from doge_ds.config import BaseConfig, for_publication, load_config
@@ -60,7 +60,7 @@ def export_run(
         ConfigError: the output cannot be written there, or run.json or config.json cannot be read.
     """
     _check_place(output)
-    config, facts, mixture = _read_run(run)
+    config, facts, stages = _read_run(run)
     store = TokenStore(data or config.data.path)
     if store.fingerprint() != facts.store:
         problem = f"is not the store {facts.store} that {run} was trained on"
@@ -79,7 +79,7 @@ def export_run(
     model = model_config(config.model, tokenizer.vocabulary_size, tokenizer.end_of_text_id, length)
     done = int(checkpoint.name.removeprefix("step"))
     dtype = dtype or config.training.export_dtype
-    counts = base_order(store, config, mixture).counts(done * config.training.global_batch_size)
+    counts = base_order(store, config, stages).counts(done * config.training.global_batch_size)
     card = model_card(
         run.absolute().name,
         for_publication(config.model_dump(mode="json")),
@@ -93,10 +93,17 @@ def export_run(
     export_checkpoint(checkpoint, model, keys, store.tokenizer_folder, card, output, getattr(torch, dtype))
 
 
-def base_order(store: TokenStore, config: BaseConfig, mixture: Mapping[str, float]) -> MixtureOrder:
-    """The order of samples of a base run: which domain and sequence comes n-th."""
-    counts = {name: store.sequence_count(name, config.data.sequence_length) for name in mixture}
-    return MixtureOrder(counts, [Segment(start_sample=0, weights=mixture)], config.training.seed)
+def base_order(
+    store: TokenStore, config: BaseConfig, stages: Sequence[tuple[int, Mapping[str, float]]]
+) -> MixtureOrder:
+    """The order of samples of a base run: which domain and sequence comes n-th.
+
+    Args:
+        stages: weights of the domains, from how many steps done on; all of the same domains.
+    """
+    counts = {name: store.sequence_count(name, config.data.sequence_length) for name in stages[0][1]}
+    segments = [Segment(start * config.training.global_batch_size, weights) for start, weights in stages]
+    return MixtureOrder(counts, segments, config.training.seed)
 
 
 def _check_place(output: Path) -> None:
@@ -110,8 +117,8 @@ def _check_place(output: Path) -> None:
         raise ConfigError(str(output), problem, remedy) from None
 
 
-def _read_run(run: Path) -> tuple[BaseConfig, Facts, Mapping[str, float]]:
-    """Its resolved configuration, its facts, and of these the mixture."""
+def _read_run(run: Path) -> tuple[BaseConfig, Facts, list[tuple[int, dict[str, float]]]]:
+    """Its resolved configuration, its facts, and of these the stages of the mixture."""
     if not (run / "run.json").is_file():
         raise RunError(str(run), "is no run directory: it has no run.json", "name one that train_base.py made")
     facts = read_facts(run)
@@ -119,7 +126,7 @@ def _read_run(run: Path) -> tuple[BaseConfig, Facts, Mapping[str, float]]:
         raise RunError(str(run), f"is a run of {facts.program}", "name one that train_base.py made")
     if not facts.mixture:
         raise RunError(f"{run / 'run.json'}: mixture", "is missing", "restore the file from a copy")
-    return load_config(BaseConfig, run / "config.json"), facts, facts.mixture
+    return load_config(BaseConfig, run / "config.json"), facts, facts.stages
 
 
 def _choose_checkpoint(folder: Path, step: int | None) -> Path:

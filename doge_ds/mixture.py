@@ -2,7 +2,8 @@
 
     {"version": 1, "domains": {"arxiv": 0.088, ...}, "kind": "mean", "source": {...}}
 
-Weights are keyed by name, never by position.
+Weights are keyed by name, never by position. Mixtures that others have published come with the package, by name, as
+files of the same layout in doge_ds/published/.
 """
 
 import math
@@ -17,6 +18,10 @@ from doge_ds.json_files import write_json
 
 # Weights written with a few digits do not sum to 1 exactly; this much is forgiven and divided out.
 SUM_TOLERANCE = 1e-6
+# What fp64 leaves of a sum of 1. A sum so near is not divided by: weights that were read once are read again as they
+# are, bit for bit, which is how a run recognises its own mixture.
+ROUNDING = 1e-12
+PUBLISHED = Path(__file__).with_name("published")
 
 
 class Mixture(BaseModel):
@@ -70,12 +75,31 @@ class Mixture(BaseModel):
         return self.model_copy(update={"domains": {name: self.domains[name] for name in domains}})
 
 
-def read_mixture(path: Path) -> Mixture:
+def normalized(weights: Mapping[str, float], where: str, forgiven: float = SUM_TOLERANCE) -> dict[str, float]:
+    """Weights whose sum is 1, divided by it where it is not; what has been through here once stays as it is.
+
+    Raises:
+        MixtureError: a weight is negative or not finite, the sum is further from 1 than `forgiven`, or it is 0.
+    """
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise MixtureError(f"{where}: {name}", f"{weight} is no weight", "a weight is at least 0")
+    total = math.fsum(weights.values())
+    if total == 0:
+        raise MixtureError(where, "every weight is 0", "give one of them a weight")
+    if abs(total - 1) > forgiven:
+        raise MixtureError(where, f"the weights sum to {total:.6g}", "divide each by that, so that they sum to 1")
+    if abs(total - 1) <= ROUNDING:
+        return dict(weights)
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def read_mixture(path: Path, forgiven: float = SUM_TOLERANCE) -> Mixture:
     """Read mixture.json.
 
     Raises:
-        MixtureError: no such file, no JSON, another layout, a weight that is negative or no number, or a sum other
-            than 1 (tolerance 1e-6).
+        MixtureError: no such file, no JSON, another layout, a weight that is negative or no number, or a sum further
+            from 1 than `forgiven`.
     """
     try:
         mixture = Mixture.model_validate_json(path.read_bytes())
@@ -87,32 +111,66 @@ def read_mixture(path: Path) -> Mixture:
         raise MixtureError(
             f"{path}: {key}", first["msg"], 'write it like {"version": 1, "domains": {"wiki": 0.4, "books": 0.6}}'
         ) from None
-    for name, weight in mixture.domains.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise MixtureError(f"{path}: {name}", f"{weight} is no weight", "a weight is at least 0")
-    total = math.fsum(mixture.domains.values())
-    if abs(total - 1) > SUM_TOLERANCE:
-        raise MixtureError(str(path), f"the weights sum to {total:.6g}", "divide each by that, so that they sum to 1")
-    return mixture.model_copy(update={"domains": {name: weight / total for name, weight in mixture.domains.items()}})
+    return mixture.model_copy(update={"domains": normalized(mixture.domains, str(path), forgiven)})
 
 
-def choose_mixture(choice: str, tokens: Mapping[str, int]) -> Mixture:
-    """What `--mixture` names: a file, "uniform", or "natural" over the train domains' token counts.
+def published_names() -> list[str]:
+    """Names of the published mixtures, sorted."""
+    return sorted(path.stem for path in PUBLISHED.glob("*.json"))
+
+
+def published_mixture(name: str) -> Mixture:
+    """One of them, divided by its sum: published digits are rounded and sum to 1.0001 or so."""
+    return read_mixture(PUBLISHED / f"{name}.json", forgiven=0.01)
+
+
+def choose_mixture(choice: str, tokens: Mapping[str, int], where: str = "", folder: Path = Path()) -> Mixture:
+    """What `--mixture` names: "uniform", "natural" over the train domains' token counts, a published one, or a file.
+
+    Args:
+        choice: the word, name or path.
+        tokens: of each train domain.
+        where: the option or key, for the message; by default the option.
+        folder: what a path is relative to.
 
     Raises:
-        MixtureError: as `read_mixture`, or the file's domains are not the train domains.
-        ConfigError: neither a file nor one of the two words.
+        MixtureError: as `read_mixture`, or its domains are not the train domains.
+        ConfigError: neither one of the words and names nor a file.
     """
     if choice == "uniform":
         return Mixture.uniform(list(tokens))
     if choice == "natural":
         return Mixture.natural(tokens)
-    if not Path(choice).exists() and "/" not in choice and not choice.endswith(".json"):
-        raise ConfigError(f"--mixture {choice}", "is no file", "give a mixture.json, or uniform or natural")
-    return read_mixture(Path(choice)).over(list(tokens), where=choice)
+    if choice in published_names():
+        return published_mixture(choice).over(list(tokens), where=choice)
+    path = folder / choice
+    if not path.exists() and "/" not in choice and not choice.endswith(".json"):
+        raise unknown_mixture(choice, where or f"--mixture {choice}")
+    return read_mixture(path).over(list(tokens), where=str(path))
+
+
+def unknown_mixture(choice: str, where: str) -> ConfigError:
+    """For what is no file and no name: the nearest name, where there is one."""
+    names = ["uniform", "natural", *published_names()]
+    return ConfigError(where, f"{choice!r} is no file and names no mixture", nearest(choice, names))
 
 
 def mixture_from_weights(weights: Mapping[str, float], source: dict[str, Any]) -> Mixture:
     """The running mean of a proxy as a mixture; divided by its sum, which differs from 1 by rounding."""
     total = math.fsum(weights.values())
     return Mixture(domains={name: weight / total for name, weight in weights.items()}, kind="mean", source=source)
+
+
+def tokenizer_warning(mixture: Mixture, name: str, tokenizer_sha256: str) -> str:
+    """One line where the weights were learned with another tokenizer than the store's; "" where they were not.
+
+    Weights are shares of tokens, and tokenizers cut domains into different numbers of them.
+    """
+    learned = mixture.source.get("tokenizer_sha256")
+    if not learned or learned == tokenizer_sha256:
+        return ""
+    return (
+        f"warning: {name}: the weights were learned with another tokenizer ({str(learned)[:16]}) than the store's "
+        f"({tokenizer_sha256[:16]}); a domain may have another share of the tokens here, so prefer weights of a proxy "
+        "on this store"
+    )

@@ -2,14 +2,17 @@
 
     deepspeed doge_ds/train_base.py --config ds_configs/runs/demo_base.json --mixture runs/demo_proxy/mixture.json
     deepspeed doge_ds/train_base.py --config Y.json --mixture uniform --output runs/uniform
+    deepspeed doge_ds/train_base.py --config Y.json --mixture doge_slimpajama --change_mixture
 
 The mixture says how often a sequence comes from which domain; at every prefix of the run each domain's count is within
-one sample of it. Ends with a Hugging Face folder, RUN/hf. Started again by the same command, an unfinished run
-continues from its latest checkpoint.
+one sample of it (and one more for each change before it). Ends with a Hugging Face folder, RUN/hf. Started again by the
+same command, an unfinished run continues from its latest checkpoint; with another mixture it is refused, or with
+--change_mixture goes on with that one from its latest checkpoint on.
 
 Exit status: 0 finished, 2 the input is wrong, 75 saved and not finished (SIGTERM, SIGINT or SIGUSR1), else failed.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +24,8 @@ from doge_ds.data.order import MixtureOrder
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.export import base_order, export_run
-from doge_ds.mixture import Mixture, choose_mixture
+from doge_ds.mixture import tokenizer_warning
+from doge_ds.mixture_schedule import BaseMixture, Stage, chosen_schedule, continued, mean_weights
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
@@ -48,7 +52,8 @@ class BaseJob:
     config: BaseConfig
     store: TokenStore
     ranks: Ranks
-    mixture: Mixture
+    asked: list[Stage]
+    mixture: BaseMixture
     order: MixtureOrder
     loader: MixtureLoader
     model: Any
@@ -73,9 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(options: RunArguments) -> BaseJob:
-    """Read and check every input. Raises DogeError, on every rank alike; changes nothing."""
-    ranks = read_ranks()
+def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
+    """Read and check every input. Raises DogeError, on every rank alike; changes nothing.
+
+    Args:
+        planned: ranks of a plan, made on any machine; None for those that this process is one of.
+    """
+    ranks = planned or read_ranks()
     config = load_config(BaseConfig, options.config, options.settings)
     data, training = config.data, config.training
     store = TokenStore(data.path)
@@ -83,7 +92,10 @@ def check(options: RunArguments) -> BaseJob:
     for name in domains:
         if name not in store.domains:
             raise ConfigError("data.train_domains", f"{name!r} is not in {store.path}", nearest(name, store.domains))
-    mixture = choose_mixture(options.mixture, {name: store.record(name, "train").tokens for name in domains})
+    tokens = {name: store.record(name, "train").tokens for name in domains}
+    asked = chosen_schedule(config, options.mixture, tokens, options.config)
+    mixture = continued(asked, options.output, steps_done(options, config), training.steps, options.change_mixture)
+    config = mixture.resolved(config)
     size, count = cut_into_micro_batches(
         "global_batch_size", training.global_batch_size, training.micro_batch_size, ranks.world_size
     )
@@ -96,9 +108,15 @@ def check(options: RunArguments) -> BaseJob:
         tokenizer_sha256=tokenizer.sha256,
     )
     deepspeed_config = complete_deepspeed_config(
-        config.deepspeed, training, stage=3, micro_batch_size=size, accumulation_steps=count, ranks=ranks
+        config.deepspeed,
+        training,
+        stage=3,
+        micro_batch_size=size,
+        accumulation_steps=count,
+        ranks=ranks,
+        runs_here=planned is None,
     )
-    order = base_order(store, config, mixture.domains)
+    order = base_order(store, config, mixture.weights)
     loader = MixtureLoader(
         store, order, training.global_batch_size, size, data.sequence_length, ranks.rank, ranks.world_size
     )
@@ -106,14 +124,49 @@ def check(options: RunArguments) -> BaseJob:
     facts = {
         "program": "train_base",
         "ranks": ranks.world_size,
-        "mixture": mixture.domains,
-        "mixture_from": {"kind": mixture.kind, "given_as": options.mixture, **mixture.source},
+        **mixture.facts(training.steps),
+        "mixture_from": origin(asked, options.mixture or str(options.config)),
         **store.facts(),
     }
-    directory = RunDirectory(options.output, config, facts, result="hf", resume=options.resume)
-    job = BaseJob(config, store, ranks, mixture, order, loader, model, deepspeed_config, monitors, directory)
-    refuse_too_many_epochs(_needs(job), data.max_epochs)
+    directory = RunDirectory(
+        options.output, config, facts, "hf", options.resume, changes_mixture=mixture.changed_at is not None
+    )
+    job = BaseJob(config, store, ranks, asked, mixture, order, loader, model, deepspeed_config, monitors, directory)
+    refuse_too_many_epochs(domain_needs(job), data.max_epochs)
     return job
+
+
+def steps_done(options: RunArguments, config: BaseConfig) -> int:
+    """Steps that a run whose mixture shall change has behind it: all of them where it is finished."""
+    if not options.change_mixture:
+        return 0
+    if (options.output / "hf").exists():
+        return config.training.steps
+    return Checkpoints(options.output / "checkpoints", config.training).steps_done
+
+
+def origin(asked: Sequence[Stage], given_as: str) -> dict[str, Any]:
+    """Where the mixture comes from, for run.json: of a schedule its last stage's source."""
+    mixture = asked[-1].mixture
+    return {"kind": "schedule" if len(asked) > 1 else mixture.kind, "given_as": given_as, **mixture.source}
+
+
+def mixture_lines(job: BaseJob) -> list[str]:
+    """What to know of the mixture before the first step: its stages, and whether it changes now."""
+    lines = []
+    if len(job.mixture.stages) > 1:
+        starts = ", ".join(f"{stage.from_step:,}" for stage in job.mixture.stages)
+        lines.append(f"the mixture changes: stages from steps {starts} on; the weights above are their mean")
+    if job.mixture.changed_at is not None:
+        lines.append(f"this start changes the mixture, from step {job.mixture.changed_at:,} on")
+    return lines
+
+
+def tokenizer_warnings(job: BaseJob) -> list[str]:
+    """A line for each source of weights that were learned with another tokenizer than the store's."""
+    sha256 = job.store.manifest.tokenizer.sha256
+    found = [tokenizer_warning(stage.mixture, "the mixture", sha256) for stage in job.asked]
+    return [warning for warning in dict.fromkeys(found) if warning]
 
 
 def train(job: BaseJob) -> bool:
@@ -121,17 +174,19 @@ def train(job: BaseJob) -> bool:
     config, loader, directory = job.config, job.loader, job.directory
     if is_speaker := job.ranks.rank == 0:
         print(f"base: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {directory.path}")
-        print(plan_table(_needs(job)), flush=True)
+        print("\n".join([plan_table(domain_needs(job)), *mixture_lines(job)]), flush=True)
+        for warning in tokenizer_warnings(job):
+            print(warning, file=sys.stderr, flush=True)
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
     engine = start_engine(model, job.deepspeed_config, config.training)
-    if is_speaker:  # not before DeepSpeed has accepted its configuration
-        directory.create()
-    losses = DomainLosses(list(job.mixture.domains), engine.device)
+    losses = DomainLosses(list(job.order.sequence_counts), engine.device)
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     state = checkpoints.load(engine)
     if state is not None:
         loader.check_state(state["data"])
         losses.load_state_dict(state["losses"])
+    if is_speaker:  # not before DeepSpeed has accepted its configuration, and a changed mixture its checkpoint
+        directory.create()
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
     )
@@ -160,20 +215,22 @@ def train(job: BaseJob) -> bool:
 
 
 def shares(job: BaseJob, steps: int) -> dict[str, float]:
-    """Of the samples so far, each domain's share, and the share that the mixture wants."""
+    """Of the samples so far, each domain's share, and the share that the mixture, or the schedule until here, wants."""
     samples = steps * job.config.training.global_batch_size
     achieved = {f"achieved_share/{name}": count / samples for name, count in job.order.counts(samples).items()}
-    return achieved | {f"wanted_share/{name}": weight for name, weight in job.mixture.domains.items()}
+    wanted = mean_weights(job.mixture.weights, steps)
+    return achieved | {f"wanted_share/{name}": weight for name, weight in wanted.items()}
 
 
-def _needs(job: BaseJob) -> list[DomainNeed]:
-    """What the whole run reads of every domain."""
-    samples = job.config.training.steps * job.config.training.global_batch_size
+def domain_needs(job: BaseJob, steps: int | None = None) -> list[DomainNeed]:
+    """What so many steps (None: the whole run) read of every domain."""
+    steps = job.config.training.steps if steps is None else steps
+    samples = steps * job.config.training.global_batch_size
     needed = job.order.counts(samples)
     length = job.config.data.sequence_length
     return [
         DomainNeed(name, weight, needed[name], job.store.sequence_count(name, length))
-        for name, weight in job.mixture.domains.items()
+        for name, weight in mean_weights(job.mixture.weights, steps).items()
     ]
 
 

@@ -245,7 +245,7 @@ def test_the_rooms_in_the_architecture_are_those_on_disk() -> None:
     [
         ("doge-ds prepare --input a=b --outputs s --tokenizer t", "required: --output"),
         ("deepspeed doge_ds/train_proxy.py --config c --mixture uniform", "unrecognized arguments: --mixture"),
-        ("x=$(sbatch --nodes=2 slurm/base.sh c)", "required: --mixture"),
+        ("x=$(sbatch --nodes=2 slurm/base.sh c --mixtures uniform)", "unrecognized arguments: --mixtures uniform"),
         ("python eval/run.py --model m", "required: --data"),
     ],
 )

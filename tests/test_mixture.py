@@ -69,5 +69,5 @@ def test_files_that_are_no_mixtures(tmp_path: Path) -> None:
         read_mixture(tmp_path / "none.json")
     with pytest.raises(MixtureError, match="unknown"):
         read_mixture(write(tmp_path, {"a": 1.0}, unknown=1))
-    with pytest.raises(ConfigError, match=r"give a mixture\.json, or uniform or natural"):
+    with pytest.raises(ConfigError, match=r"names no mixture; did you mean 'uniform'"):
         choose_mixture("unifrom", TOKENS)

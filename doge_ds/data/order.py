@@ -295,13 +295,15 @@ class MixtureOrder:
         segment = int(np.searchsorted(self._starts, _not_negative([samples_seen])[0], side="right")) - 1
         return dict(zip(self.sequence_counts, self._periods[segment].counts(samples_seen).tolist(), strict=True))
 
-    def fingerprint(self) -> str:
-        """16 hex digits over everything that decides a sample; not over the order in which domains are listed."""
+    def fingerprint(self, samples: int | None = None) -> str:
+        """16 hex digits over everything that decides the first `samples` samples, or with None any; not over the order
+        in which domains are listed. Segments that start later do not count, and may change."""
+        begun = len(self._starts) if samples is None else max(1, int(np.searchsorted(self._starts, samples)))
         content = {
             "format": FORMAT_VERSION,
             "seed": self.seed,
             "sequence_counts": self.sequence_counts,
-            "segments": list(zip(self._starts.tolist(), self.integer_weights, strict=True)),
+            "segments": list(zip(self._starts.tolist(), self.integer_weights, strict=True))[:begun],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -17,6 +17,13 @@ from doge_ds.reporting.metrics import Metrics, read_metrics
 SAME_WEIGHT = 1e-9
 
 
+class FactsStage(BaseModel):
+    """A stage of run.json's `schedule`: from so many steps done on, these weights."""
+
+    from_step: int = Field(ge=0)
+    mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
+
+
 class Facts(BaseModel):
     """run.json: what makes a run what it is beside its configuration. Facts that later versions add are kept."""
 
@@ -27,6 +34,13 @@ class Facts(BaseModel):
     store: str
     tokenizer_sha256: str
     mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    schedule: list[FactsStage] = Field(default_factory=list)
+
+    @property
+    def stages(self) -> list[tuple[int, dict[str, float]]]:
+        """What a base trained on, from how many steps done on; one stage where the mixture never changed."""
+        found = [(stage.from_step, stage.mixture) for stage in self.schedule]
+        return found or ([(0, self.mixture)] if self.mixture else [])
 
 
 def _none_unless_finite(value: Any) -> Any:

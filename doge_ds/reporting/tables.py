@@ -113,7 +113,9 @@ def weight_text(weight: float | None) -> str:
 
 def share_table(run: RunRecord) -> Table:
     """Of the sequences that a base run has read, wanted and achieved share of each domain, in percent."""
-    wanted = run.mixture.domains if run.mixture else {}
+    mixture = run.mixture.domains if run.mixture else {}
+    logged = {name: run.metrics.last(f"wanted_share/{name}") for name in mixture}  # of a schedule: until that step
+    wanted = {name: weight if (share := logged[name]) is None else share for name, weight in mixture.items()}
     rows = []
     for name in sorted(wanted, key=lambda name: -wanted[name]):
         achieved = run.metrics.last(f"achieved_share/{name}")
@@ -286,6 +288,8 @@ def mixture_origin(run: RunRecord, runs: Sequence[RunRecord]) -> str:
     """In words, where a base's mixture comes from, as far as the runs here tell."""
     if run.mixture is None:
         return NOTHING
+    if run.facts.schedule:
+        return f"that changed {len(run.facts.schedule) - 1} times; its mean over the run"
     if proxy := proxy_with_mixture(run.mixture, runs):
         return f"learned by {proxy.name}"
     return "uniform" if is_uniform(run.mixture) else "of no proxy in this report"

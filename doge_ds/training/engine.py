@@ -141,6 +141,17 @@ class Checkpoints:
         return state
 
     @property
+    def steps_done(self) -> int:
+        """Steps that the latest checkpoint has behind it, by its name; 0 without one. RunError: its name has none."""
+        if self.latest is None:
+            return 0
+        digits = self.latest.name.removeprefix("step")
+        if not digits.isdecimal():
+            remedy = "write the name of a folder that begins with step into it"
+            raise RunError(str(self.directory / "latest"), f"names {self.latest.name!r}, which says no step", remedy)
+        return int(digits)
+
+    @property
     def latest(self) -> Path | None:
         """Folder of the latest whole checkpoint."""
         pointer = self.directory / "latest"

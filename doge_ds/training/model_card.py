@@ -38,7 +38,10 @@ def model_card(
         for domain, weight in sorted(facts["mixture"].items(), key=lambda item: -item[1])
     ]
     versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES)
-    mixture = {"version": 1, "domains": facts["mixture"]}
+    mixture: dict[str, Any] = {"version": 1, "domains": facts["mixture"]}
+    weight = "weight"
+    if facts.get("schedule"):
+        mixture, weight = {"version": 1, "schedule": facts["schedule"]}, "mean weight"
     return "\n".join(
         [
             f"---\n{front.to_yaml()}\n---",
@@ -48,7 +51,7 @@ def model_card(
             f"{total:,} tokens: {step:,} steps of {config['training']['global_batch_size']:,} sequences of "
             f"{config['data']['sequence_length']:,} tokens.\n",
             "## Data\n",
-            "| domain | weight in the mixture | tokens seen |\n|---|---:|---:|",
+            f"| domain | {weight} in the mixture | tokens seen |\n|---|---:|---:|",
             *rows,
             "",
             f"Mixture: {_described(facts.get('mixture_from', {}))}. Token store `{facts['store']}`, tokenizer (sha256) "

@@ -37,9 +37,12 @@ FREE_KEYS = (
     "config.training.gradient_checkpointing",
     "config.training.peak_tflops",
     "config.training.export_dtype",
+    "config.mixture",  # what is trained on stands in run.json
     "mixture_from",
     *(f"config.deepspeed.{name}" for name in MONITORS),
 )
+# What a base run trains on; `--change_mixture` may change it.
+MIXTURE_KEYS = ("mixture", "mixture_given", "schedule")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Where nobody watches, in a log file, the progress line is a new line, and not more often than this.
@@ -49,7 +52,15 @@ SECONDS_BETWEEN_LINES = 10.0
 class RunDirectory:
     """What is on disk, and whether it may be continued. Looking changes nothing; `create` is for rank 0."""
 
-    def __init__(self, path: Path, config: RunConfig, facts: Mapping[str, Any], result: str, resume: Resume) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        facts: Mapping[str, Any],
+        result: str,
+        resume: Resume,
+        changes_mixture: bool = False,
+    ) -> None:
         """Look at the directory.
 
         Args:
@@ -58,6 +69,7 @@ class RunDirectory:
             facts: what else makes the run what it is, as JSON.
             result: name of the file or folder whose presence says that the run is finished.
             resume: "auto" continues an unfinished run; "never" refuses one.
+            changes_mixture: this start changes the mixture of the run that is there.
 
         Raises:
             RunError: the directory holds something else, another run (what differs is named), or a run and resume is
@@ -68,6 +80,7 @@ class RunDirectory:
         self._facts = json.loads(json.dumps(facts))
         self.result = path / result
         self.checkpoints = path / "checkpoints"
+        self._changes_mixture = changes_mixture
         place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not place.is_dir():
             raise RunError(str(place), "is a file", "name another --output")
@@ -101,18 +114,21 @@ class RunDirectory:
             raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None
         here = _flatten({**self._facts, "config": self._config})
         missing = object()
-        free = (*FREE_KEYS, "ranks") if self.is_finished else FREE_KEYS
-        differing = [
-            f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
+        free = (*FREE_KEYS, *(["ranks"] if self.is_finished else []), *(MIXTURE_KEYS if self._changes_mixture else []))
+        keys = [
+            key
             for key in sorted(set(there) | set(here))
-            if there.get(key, missing) != here.get(key, missing)
-            and not any(key == name or key.startswith(f"{name}.") for name in free)
+            if there.get(key, missing) != here.get(key, missing) and not _is_below(key, free)
         ]
-        if differing:
+        if keys:
+            differing = [
+                f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here" for key in keys
+            ]
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-            raise RunError(
-                str(self.path), f"holds another run: {', '.join(differing[:3])}{more}", "name another --output"
-            )
+            remedy = "name another --output"
+            if not self.is_finished and all(_is_below(key, MIXTURE_KEYS) for key in keys):
+                remedy += ", or change the mixture from the latest checkpoint on with --change_mixture"
+            raise RunError(str(self.path), f"holds another run: {', '.join(differing[:3])}{more}", remedy)
 
 
 class Run:
@@ -256,8 +272,15 @@ def _drop_lines_after(metrics: Path, step: int) -> float:
     return seconds
 
 
+def _is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether a flattened key is one of these, or lies in one of them."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """{"a": {"b": 1}} -> {"a.b": 1}; [{"b": 1}] -> {"0.b": 1}."""
+    if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
     if not isinstance(values, dict) or not values:
         return {prefix.rstrip("."): values}
     flat: dict[str, Any] = {}

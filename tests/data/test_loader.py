@@ -1,4 +1,4 @@
-"""Loaders: the right windows of the store, the same on any number of ranks, and a thread that works ahead."""
+"""Loaders: the right windows of the store, and a thread that works ahead; see also test_guarantees.py."""
 
 import functools
 import json
@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from doge_ds.data.loader import MIX_ROW, MixtureBatch, MixtureLoader, ProxyLoader
 from doge_ds.data.order import MixtureOrder, Segment
@@ -114,25 +111,6 @@ def test_proxy_epochs_visit_every_window_once(store: TokenStore, where: dict[tup
         assert len(seen) == needs[name] == 390
 
 
-@pytest.mark.parametrize("mix", [False, True])
-def test_the_proxy_step_is_the_same_on_any_number_of_ranks(
-    store: TokenStore, where: dict[tuple[int, ...], Where], mix: bool
-) -> None:
-    whole = {}
-    with proxy(store, mix=mix, micro=16) as loader:
-        for step in (0, 9):
-            whole[step] = {name: found(batches, where) for name, batches in loader.domain_batches(step)}
-    for world_size, micro_batch_size in ((1, 1), (2, 4), (4, 1), (8, 2), (16, 1)):
-        together: dict[int, dict[str, list[Where]]] = {step: {name: [] for name in whole[step]} for step in whole}
-        for rank in range(world_size):
-            with proxy(store, rank, world_size, micro_batch_size, mix=mix) as loader:
-                for step in whole:
-                    for name, batches in loader.domain_batches(step):
-                        assert all(len(batch) == micro_batch_size for batch in batches)
-                        together[step][name] += found(batches, where)
-        assert together == whole
-
-
 def test_the_mix_is_even_and_disjoint_from_all_training(store: TokenStore, where: dict[tuple[int, ...], Where]) -> None:
     trained: set[Where] = set()
     mixed: list[Where] = []
@@ -204,25 +182,6 @@ def test_mixture_batches_are_the_windows_and_domains_of_their_samples(
     due = {"books": 40 + 86, "arxiv": 30 + 86, "cc": 20 + 688, "github": 10}
     assert sum(seen.values()) == sum(due.values()) == 960
     assert all(abs(seen[name] - due[name]) < 2.1 for name in names)
-
-
-@settings(deadline=None, max_examples=8, derandomize=True)
-@given(
-    first=st.integers(0, 10**6), world_size=st.sampled_from([1, 2, 4, 8]), micro_batch_size=st.sampled_from([1, 2, 4])
-)
-def test_a_mixture_batch_is_the_same_on_any_number_of_ranks(
-    store: TokenStore, where: dict[tuple[int, ...], Where], first: int, world_size: int, micro_batch_size: int
-) -> None:
-    with mixture(store, micro=32) as loader:
-        whole = next(loader.batches(first)).micro_batches
-    union: list[Where] = []
-    for rank in range(world_size):
-        with mixture(store, rank, world_size, micro_batch_size) as loader:
-            batch = next(loader.batches(first))
-            assert batch.number == first
-            assert len(batch.micro_batches) == 32 // world_size // micro_batch_size
-            union += found([tokens for tokens, _ in batch.micro_batches], where)
-    assert sorted(union) == sorted(found([whole[0][0]], where))
 
 
 def test_batches_hold_each_domains_epochs_whatever_the_ranks(
@@ -358,38 +317,36 @@ def test_sizes_that_do_not_fit_the_ranks_are_refused(store: TokenStore) -> None:
             loader(store, 2, 2)
 
 
-class BreakingOrder(MixtureOrder):
+class BreakingLoader(MixtureLoader):
     """Fails once, at batch 3, and notes which batches were made and in which thread."""
 
-    def __init__(self) -> None:
-        super().__init__(WINDOWS, [Segment(0, {"books": 1.0})], 1)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.made: list[int] = []
         self.threads: set[int] = set()
         self.reached_fourth = threading.Event()
 
-    def locate(self, samples: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        number = int(np.min(samples)) // 32
+    def _make(self, number: int) -> MixtureBatch:
         self.made.append(number)
         self.threads.add(threading.get_ident())
         if number == 4:
             self.reached_fourth.set()
         if self.made == [0, 1, 2, 3]:
             raise OSError("the disk has gone")
-        return super().locate(samples)
+        return super()._make(number)
 
 
 def test_errors_of_the_thread_surface_at_the_batch_that_they_belong_to(store: TokenStore) -> None:
-    order = BreakingOrder()
-    with mixture(store, order=order) as loader:
+    with BreakingLoader(store, an_order(), 32, 2, LENGTH, rank=0, world_size=1) as loader:
         batches = loader.batches(0)
         assert [next(batches).number for _ in range(3)] == [0, 1, 2]
-        assert order.reached_fourth.wait(10), "two batches are prepared ahead of the third"
+        assert loader.reached_fourth.wait(10), "two batches are prepared ahead of the third"
         with pytest.raises(OSError, match="the disk has gone"):
             next(batches)
         assert next(loader.batches(3)).number == 3
-    assert order.made == [0, 1, 2, 3, 4, 5, 3]
-    assert len(order.threads) == 1
-    assert threading.get_ident() not in order.threads
+    assert loader.made == [0, 1, 2, 3, 4, 5, 3]
+    assert len(loader.threads) == 1
+    assert threading.get_ident() not in loader.threads
 
 
 def test_a_closed_loader_gives_no_batches_and_leaves_no_thread(store: TokenStore) -> None:

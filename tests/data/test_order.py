@@ -1,4 +1,4 @@
-"""The order of samples: exact shares at every prefix, every sequence once an epoch, names and never positions."""
+"""The order of samples, piece by piece; what it guarantees as a whole is in test_guarantees.py."""
 
 import hashlib
 from fractions import Fraction
@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doge_ds.data.order import (
@@ -21,6 +21,7 @@ from doge_ds.data.order import (
     slots_of_rank,
 )
 from doge_ds.errors import ConfigError, MixtureError, StoreError
+from tests.orders import assert_each_epoch_once, random_composition
 
 NAMES = ["stackexchange", "arxiv", "wikipedia", "cc", "books", "github"]
 exact = settings(deadline=None, max_examples=20, derandomize=True)
@@ -36,19 +37,6 @@ def largest_remainder(weights: dict[str, float]) -> dict[str, int]:
         seats[winner] += 1
         open_to.remove(winner)
     return seats
-
-
-def random_composition(domains: int, seed: int) -> dict[str, int]:
-    """`domains` positive integers that sum to PERIOD, skewed over orders of magnitude."""
-    random = np.random.default_rng(seed)
-    sizes = np.exp(random.uniform(0, random.uniform(0.1, 10), domains))
-    integers = 1 + np.floor(sizes / sizes.sum() * (PERIOD - domains)).astype(int)
-    integers[random.integers(domains)] += PERIOD - integers.sum()
-    return {f"domain{index:03d}": int(integer) for index, integer in enumerate(integers)}
-
-
-def as_weights(integers: dict[str, int]) -> dict[str, float]:
-    return {name: integer / PERIOD for name, integer in integers.items()}
 
 
 def assert_within_one_sample(integers: dict[str, int]) -> None:
@@ -69,18 +57,6 @@ def named_samples(order: MixtureOrder, samples: np.ndarray) -> list[tuple[str, i
     names = list(order.sequence_counts)
     domains, sequences = order.locate(samples)
     return [(names[domain], sequence) for domain, sequence in zip(domains.tolist(), sequences.tolist(), strict=True)]
-
-
-def assert_each_epoch_once(sequences: np.ndarray, count: int) -> None:
-    """Every whole epoch is a permutation of all sequences, and the last, unfinished one repeats none."""
-    for start in range(0, len(sequences), count):
-        epoch = np.sort(sequences[start : start + count])
-        if len(epoch) == count:
-            assert np.array_equal(epoch, np.arange(count))
-        else:
-            assert epoch[0] >= 0
-            assert epoch[-1] < count
-            assert (np.diff(epoch) > 0).all()
 
 
 # Weights to integers
@@ -328,21 +304,6 @@ def test_listing_domains_in_another_order_gives_the_same_samples() -> None:
     assert other.fingerprint() == order.fingerprint()
 
 
-def test_one_domain_more_leaves_the_order_of_the_others() -> None:
-    order = six_domains()
-    weights = {name: 0.5 * share / PERIOD for name, share in order.integer_weights[0].items()}
-    larger = MixtureOrder(
-        {"a new one": 99, **order.sequence_counts}, [Segment(0, {"a new one": 0.5, **weights})], seed=1
-    )
-    few, many = named_samples(order, np.arange(10_000)), named_samples(larger, np.arange(20_000))
-    for name in NAMES:
-        before = [sequence for domain, sequence in few if domain == name]
-        after = [sequence for domain, sequence in many if domain == name]
-        common = min(len(before), len(after))
-        assert common > 250
-        assert before[:common] == after[:common]
-
-
 def test_another_seed_gives_other_sequences_of_the_same_domains() -> None:
     samples = np.arange(10_000)
     (domains, sequences), (same_domains, other_sequences) = (
@@ -351,39 +312,6 @@ def test_another_seed_gives_other_sequences_of_the_same_domains() -> None:
     )
     assert np.array_equal(domains, same_domains)
     assert (sequences == other_sequences).mean() < 0.1
-
-
-segments_of = st.lists(st.tuples(st.integers(1, 90_000), st.integers(0, 2**32)), min_size=1, max_size=5)
-
-
-@settings(exact, max_examples=6)
-@example(lengths=[(150_000, 1), (80_000, 2)], domains=3, seed=5)  # several periods in a segment
-@given(segments_of, st.integers(2, 9), st.integers(0, 2**32))
-def test_segments_lose_and_repeat_nothing(lengths: list[tuple[int, int]], domains: int, seed: int) -> None:
-    compositions = [random_composition(domains, weight_seed) for _, weight_seed in lengths]
-    ends = np.cumsum([length for length, _ in lengths])
-    starts = [0, *ends[:-1].tolist()]
-    total = int(ends[-1])
-    sizes = np.random.default_rng(seed).integers(1, 5000, domains).tolist()
-    counts = dict(zip(compositions[0], sizes, strict=True))
-    weighted = [Segment(start, as_weights(integers)) for start, integers in zip(starts, compositions, strict=True)]
-    order = MixtureOrder(counts, weighted, seed)
-    assert order.integer_weights == compositions
-    found, sequences = order.locate(np.arange(total))
-
-    for index, name in enumerate(counts):
-        assert_each_epoch_once(sequences[found == index], counts[name])
-        due = np.zeros(total + 1, dtype=np.int64)  # in units of 1 / PERIOD sample, after each sample
-        changes = np.zeros(total + 1, dtype=np.int64)
-        for start, integers in zip(starts, compositions, strict=True):
-            due[start + 1 :] = due[start] + integers[name] * np.arange(1, total - start + 1)
-            changes[start + 1 :] += 1
-        error = np.abs(np.concatenate([[0], np.cumsum(found == index)]) * PERIOD - due)
-        assert (error[1:] < PERIOD * changes[1:]).all()  # `changes` counts the first segment too, so it is s + 1
-
-    for samples_seen in {0, 1, total // 3, *starts, *(start + 1 for start in starts), total}:
-        expected = np.bincount(found[:samples_seen], minlength=domains).tolist()
-        assert list(order.counts(samples_seen).values()) == expected
 
 
 def test_a_sample_depends_on_its_number_only() -> None:
@@ -423,6 +351,13 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_sample() -> None
     assert all(len(fingerprint) == 16 and int(fingerprint, 16) >= 0 for fingerprint in fingerprints)
     same = MixtureOrder(dict(reversed(counts.items())), [Segment(0, {"b": 0.75 + 1e-9, "a": 0.25 - 1e-9})], 1)
     assert same.fingerprint() == fingerprints[0]
+
+
+def test_the_fingerprint_of_what_is_behind_leaves_what_comes_free() -> None:
+    counts, segments = {"a": 10, "b": 20}, [Segment(0, {"a": 0.25, "b": 0.75}), Segment(5, {"a": 0.5, "b": 0.5})]
+    one, two = (MixtureOrder(counts, segments[:number], 1) for number in (1, 2))
+    assert two.fingerprint(5) == two.fingerprint(1) == one.fingerprint(5) == one.fingerprint(600) == one.fingerprint()
+    assert two.fingerprint(6) == two.fingerprint() != one.fingerprint()
 
 
 @pytest.mark.parametrize("starts", [[], [1], [0, 0], [0, 10, 5], [-1, 3]])

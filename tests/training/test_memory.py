@@ -171,7 +171,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     large = {"model_type": "gpt2", "n_layer": 6, "n_embd": 640, "n_head": 8}
     processes, configs = {}, {}
     for kind, stage in (("proxy", 2), ("base", 3)):
-        batch = {"sequences_per_domain": 2} if kind == "proxy" else {"global_batch_size": 8}
+        batch = {"sequences_per_domain": 2} if kind == "proxy" else {"global_batch_size": 4}
         config = {
             "model": large,
             "data": {"path": str(folder / "store"), "sequence_length": 128},

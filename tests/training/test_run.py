@@ -166,3 +166,21 @@ def test_monitors_may_change_and_the_rest_of_the_deepspeed_configuration_may_not
     look_with({"bf16": {"enabled": True}, "csv_monitor": {"enabled": True}, "tensorboard": {"enabled": False}})
     with pytest.raises(RunError, match=r"config\.deepspeed\.bf16.enabled is True there and False here"):
         look_with({"bf16": {"enabled": False}})
+
+
+def test_a_mixture_changes_only_where_it_is_told_to(tmp_path: Path) -> None:
+    old = {"ranks": 2, "mixture": {"a": 0.5}, "schedule": [{"from_step": 0, "mixture": {"a": 0.5}}]}
+    new = {"ranks": 2, "mixture": {"a": 0.75}, "schedule": [{"from_step": 0, "mixture": {"a": 0.75}}]}
+    look(tmp_path / "run", facts=old).create()
+    message = (
+        "mixture.a is 0.5 there and 0.75 here, schedule.0.mixture.a is 0.5 there and 0.75 here; name another --output, "
+        "or change the mixture from the latest checkpoint on with --change_mixture"
+    )
+    with pytest.raises(RunError, match=message):
+        look(tmp_path / "run", facts=new)
+    with pytest.raises(RunError, match=r"ranks is 2 there and 4 here.*; name another --output$"):
+        look(tmp_path / "run", facts={**new, "ranks": 4})
+    RunDirectory(tmp_path / "run", config(), new, "mixture.json", "auto", changes_mixture=True).create()
+    assert json.loads((tmp_path / "run/run.json").read_text()) == new
+    with pytest.raises(RunError, match="ranks is 2 there and 4 here"):
+        RunDirectory(tmp_path / "run", config(), {**old, "ranks": 4}, "mixture.json", "auto", changes_mixture=True)

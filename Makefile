@@ -30,7 +30,7 @@ setup: $(READY)
 $(READY): setup.py constraints.txt
 	@command -v g++ >/dev/null || { echo "error: g++ is missing; DeepSpeed compiles its communication op with it (apt-get install g++)"; exit 2; }
 	@echo "setting up $(VENV): torch, DeepSpeed, transformers and what they need; takes some minutes"
-	$(PYTHON) -m venv $(if $(TORCH),,--system-site-packages) $(VENV)
+	[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(if $(TORCH),,--system-site-packages) $(VENV)
 	$(if $(TORCH),$(VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH))
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[development]'
 	@echo "compiling DeepSpeed's communication op for CPUs: about 1 minute, once for each user of this machine"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import to_json
 
 from doge_ds.errors import ConfigError, nearest
-from doge_ds.json_files import read_json_object as read_json_object  # others take it from here
+from doge_ds.json_files import read_json_object
 
 
 class _Section(BaseModel):

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from doge_ds import train_base, train_proxy
 from doge_ds.command_line import read_run_arguments
-from doge_ds.config import BaseConfig, ProxyConfig, load_config, read_json_object
+from doge_ds.config import BaseConfig, ProxyConfig, load_config
 from doge_ds.errors import ConfigError
+from doge_ds.json_files import read_json_object
 from doge_ds.plan import DomainNeed, repetition_warning
 from doge_ds.training.engine import cut_into_micro_batches
 from doge_ds.training.launch import Ranks

@@ -49,7 +49,7 @@ def test_every_verb_has_a_module_with_arguments_and_run() -> None:
         (["prepair"], "has no verb 'prepair'; did you mean 'prepare'?"),
         (["--fast"], "unrecognized arguments: --fast"),
         (["prepare"], "the following arguments are required: --output"),
-        (["prepare", "--input", "a=x", "--output", "o"], "tokenizer: either none or two are given; give --tokenizer or"),
+        (["prepare", "--input", "a=x", "--output", "o"], "tokenizer: either none or two are given; give"),
         (["prepare", "--input", "a=x", "--output", "o", "--train_tokenizer", "many"], "invalid int value: 'many'"),
         (["prepare", "--input", "x", "--output", "o", "--tokenizer", "t"], "'x' names no domain and path"),
         (["prepare", "--input", "a=", "--output", "o", "--tokenizer", "t"], "'a=' names no domain and path"),

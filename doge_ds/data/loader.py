@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from doge_ds.data.order import FORMAT_VERSION, DomainOrder, Int64Array, MixtureOrder, Part, slots_of_rank
+from doge_ds.data.order import DomainOrder, MixtureOrder, Part, slots_of_rank
+from doge_ds.data.permutation import FORMAT_VERSION, Int64Array
 from doge_ds.data.subsets import DomainSubsets
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import RunError

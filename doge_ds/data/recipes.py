@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from doge_ds.config import read_json_object
 from doge_ds.errors import ConfigError, nearest
+from doge_ds.json_files import read_json_object
 
 
 class _Strict(BaseModel):

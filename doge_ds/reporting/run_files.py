@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from doge_ds.config import BaseConfig, ProxyConfig, config_hash, for_publication, load_config, read_json_object
+from doge_ds.config import BaseConfig, ProxyConfig, config_hash, for_publication, load_config
 from doge_ds.errors import RunError
+from doge_ds.json_files import read_json_object
 from doge_ds.mixture import Mixture, read_mixture
 from doge_ds.reporting.metrics import Metrics, read_metrics
 

@@ -14,12 +14,12 @@ from doge_ds.data.order import (
     PERIOD,
     DomainOrder,
     MixtureOrder,
-    Permutation,
     Segment,
     apportion,
     build_period,
     slots_of_rank,
 )
+from doge_ds.data.permutation import Permutation
 from doge_ds.errors import ConfigError, MixtureError, StoreError
 from tests.orders import assert_each_epoch_once, random_composition
 

@@ -26,8 +26,8 @@ cd "$SLURM_SUBMIT_DIR"
 
 [[ $# -gt 0 ]] || fail slurm/prepare.sh "no input is given" "sbatch slurm/prepare.sh RECIPE.json --output STORE"
 shard=()
-if [[ -n ${SLURM_ARRAY_TASK_ID:-} && " $* " != *" --shard "* ]]; then
-    [[ ${SLURM_ARRAY_TASK_MIN:-0} == 0 && ${SLURM_ARRAY_TASK_STEP:-1} == 1 ]] ||
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} && " $* " != *" --shard"[\ =]* ]]; then
+    [[ ${SLURM_ARRAY_TASK_COUNT:-0} == "$((SLURM_ARRAY_TASK_MAX + 1))" ]] ||
         fail "--array" "does not start at 0, or leaves numbers out" "use --array=0-N, or give --shard I/N yourself"
     shard=(--shard "$SLURM_ARRAY_TASK_ID/$((SLURM_ARRAY_TASK_MAX + 1))")
 fi

@@ -92,9 +92,9 @@ def test_without_a_virtual_environment(project: Path, tmp_path: Path) -> None:
     assert f".venv: is no virtual environment in {project}; run make setup, or name another" in message
 
 
-@pytest.mark.parametrize("numbers", [("3", "7", "1"), ("0", "8", "2")])
+@pytest.mark.parametrize("numbers", [("3", "7", "5"), ("0", "8", "5"), ("0", "17", "2")])
 def test_an_array_must_hold_all_shards(numbers: tuple[str, str, str], project: Path, tmp_path: Path) -> None:
-    names = ("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP")
+    names = ("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
     array = dict(zip(names, numbers, strict=True)) | {"SLURM_ARRAY_TASK_ID": numbers[0]}
     found = only_error(run_copy(tmp_path, "prepare", "r.json", submit_dir=project, **array))
     assert "--array: does not start at 0, or leaves numbers out; use --array=0-N" in found

@@ -115,11 +115,19 @@ class EncoderPool:
             return
         waiting: deque[tuple[list[Tag], list[str], Future[list[IntArray]]]] = deque()
         for tags, texts in _batches(documents):
-            waiting.append((tags, texts, self._processes.submit(_encode_in_worker, texts)))
+            waiting.append((tags, texts, self._submit(texts)))
             if len(waiting) > 3 * self._workers:
                 yield from self._finish(*waiting.popleft())
         for tags, texts, future in waiting:
             yield from self._finish(tags, texts, future)
+
+    def _submit(self, texts: list[str]) -> "Future[list[IntArray]]":
+        if self._processes is None:
+            raise RuntimeError("the pool has no processes")
+        try:
+            return self._processes.submit(_encode_in_worker, texts)
+        except BrokenProcessPool:
+            raise _worker_died() from None
 
     def _finish(
         self, tags: list[Tag], texts: list[str], future: "Future[list[IntArray]]"
@@ -127,10 +135,12 @@ class EncoderPool:
         try:
             arrays = future.result()
         except BrokenProcessPool:
-            raise TokenizerError(
-                "a worker process", "died, perhaps for lack of memory", "take fewer --workers"
-            ) from None
+            raise _worker_died() from None
         return zip(tags, texts, arrays, strict=True)
+
+
+def _worker_died() -> TokenizerError:
+    return TokenizerError("a worker process", "died, perhaps for lack of memory", "take fewer --workers")
 
 
 def _batches(documents: Iterable[tuple[Tag, str]]) -> Iterator[tuple[list[Tag], list[str]]]:

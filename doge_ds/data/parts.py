@@ -12,6 +12,7 @@ another key. A file is written under a temporary name and renamed when it is who
 import hashlib
 import json
 import os
+import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,15 @@ LONGEST_DOCUMENT = 2**32 - 1  # bytes and tokens, which INDEX holds in 32 bits
 
 INDEX = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("domain", "<u2")])
 """content_hash; tokens with the end-of-text token; bytes of UTF-8; place in UnitRecord.domains."""
+
+
+_INDEX_RECORD = struct.Struct("<QIIH")
+
+
+def _to_disk(stream: Any) -> None:
+    """A name must not outlive what it names where a machine loses its power."""
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 class UnitRecord(BaseModel):
@@ -88,7 +98,8 @@ class PartsFolder:
         tokens, index = self._files(key, number)
         try:
             documents = np.fromfile(index, dtype=INDEX)
-            return int(documents["tokens"].sum(dtype=np.int64)) * self._dtype.itemsize == tokens.stat().st_size
+            size = int(documents["tokens"].sum(dtype=np.int64)) * self._dtype.itemsize
+            return size > 0 and size == tokens.stat().st_size
         except FileNotFoundError:
             return False
 
@@ -105,9 +116,12 @@ class PartsFolder:
             with temporary.open("wb") as stream:
                 writer = PartWriter(stream, self._dtype)
                 yield writer
+                _to_disk(stream)
             temporary.rename(tokens)
             temporary = self._temporary(index)
-            np.array(writer.documents, dtype=INDEX).tofile(temporary)
+            with temporary.open("wb") as stream:
+                stream.write(writer.index)
+                _to_disk(stream)
             temporary.rename(index)
         finally:
             temporary.unlink(missing_ok=True)
@@ -131,7 +145,7 @@ class PartWriter:
 
     def __init__(self, stream: Any, dtype: "np.dtype[Any]") -> None:
         self._stream, self._dtype = stream, dtype
-        self.documents: list[tuple[int, int, int, int]] = []
+        self.index = bytearray()  # 18 bytes a document; as Python objects they would be 200
 
     def append(self, domain: int, text: str, ids: npt.NDArray[Any]) -> int:
         """Add a document: place of its domain in the unit's, text, token ids with the end-of-text token. Its bytes."""
@@ -139,5 +153,5 @@ class PartWriter:
         if max(size, len(ids)) > LONGEST_DOCUMENT:
             raise StoreError("a document", f"has {size} bytes, more than {LONGEST_DOCUMENT}", "cut it into several")
         self._stream.write(ids.astype(self._dtype, copy=False).tobytes())
-        self.documents.append((content_hash(text), len(ids), size, domain))
+        self.index += _INDEX_RECORD.pack(content_hash(text), len(ids), size, domain)
         return size

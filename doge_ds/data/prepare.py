@@ -6,6 +6,8 @@ and its bytes depend on the documents and the options only, not on the number of
 """
 
 import argparse
+import contextlib
+import fcntl
 import importlib.metadata
 import itertools
 import os
@@ -161,7 +163,7 @@ def prepare(
     listing = list_inputs(inputs, text_field)
     work = output.with_name(f"{output.name}.parts")
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        _open_work(work)
         record, tokenizer_folder, encoder = make_tokenizer(choice, listing, work)
         dtype: Literal["uint16", "uint32"] = "uint16" if record.vocabulary_size <= 1 << 16 else "uint32"
         folder = PartsFolder(work, dtype, [record.sha256])
@@ -177,11 +179,13 @@ def prepare(
             (store / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
+        if os.path.lexists(output):
+            raise StoreError(str(output), "was finished by another process meanwhile", "use that store") from None
         remedy = "check the path, its rights and the space; then start again, finished parts are kept"
         raise StoreError(str(output), f"cannot be written ({error.strerror or error})", remedy) from None
     finally:
         if shard is None:  # other shards may be at work there
-            _remove_if_nothing_is_done(work)
+            _remove_if_empty(work)
     return TokenStore(output)
 
 
@@ -268,9 +272,11 @@ def _all_domains(listing: Listing, parts: Sequence[Part]) -> list[str]:
 def _new_folder(work: Path, output: Path) -> Iterator[Path]:
     """A folder to fill, among the parts, that becomes `output` when the block ends well and vanishes otherwise."""
     folder = work / f"store.{uuid.uuid4().hex[:8]}"
+    _remove_abandoned_folders(work)
     try:
-        folder.mkdir()
-        yield folder
+        with _locked(folder.with_suffix(".lock")):
+            folder.mkdir()
+            yield folder
         if os.path.lexists(output):  # rename would replace an empty folder
             raise StoreError(str(output), "came into being meanwhile, and is not touched", "choose another --output")
         folder.rename(output)
@@ -278,9 +284,40 @@ def _new_folder(work: Path, output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_if_nothing_is_done(work: Path) -> None:
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """A lock that the system gives back when this process dies, however it does."""
+    try:
+        with lock.open("w") as stream:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _remove_abandoned_folders(work: Path) -> None:
+    """A merge that was killed leaves up to a whole store."""
+    for lock in work.glob("store.*.lock"):
+        with contextlib.suppress(OSError), lock.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: that process is alive
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _open_work(work: Path) -> None:
+    """Make the folder of parts, or find it; another folder of that name is not touched."""
+    mark = work / "README"
+    if work.exists() and not mark.exists() and (not work.is_dir() or any(work.iterdir())):
+        problem = "is there already, and is no folder of unfinished parts"
+        raise StoreError(str(work), problem, "move it away, or choose another --output")
+    work.mkdir(parents=True, exist_ok=True)
+    mark.write_text("What `doge-ds prepare` has done of an unfinished store. It goes when the store is whole.\n")
+
+
+def _remove_if_empty(work: Path) -> None:
     """A mistake that is found at once leaves nothing behind."""
-    if not any(work.glob("*.index")):
+    if work.is_dir() and [path.name for path in work.iterdir()] == ["README"]:
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -43,7 +43,7 @@ class Sample:
         digest = content_hash(text)
         self.documents += 1
         self.smallest = min(self.smallest, digest)
-        if (digest < self.held_out_below) != self.of_held_out:
+        if (digest < self.held_out_below) != self.of_held_out or self.most_documents == 0:
             return
         key = _keyed(digest, self.seed)
         if key in self._drawn or (self._is_enough(self._sampled, len(self._heap)) and key > -self._heap[0][0]):

@@ -1,6 +1,7 @@
 """Documents of files, folders and saved datasets, and the hash of their content by which all is decided."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -112,11 +113,11 @@ class TextFiles:
         return units
 
     def _units_of_path(self, path: Path, domain: str) -> list[Unit]:
-        if is_saved_dataset(path):
-            dataset, passed_over = open_saved_dataset(path)
-            self.skipped.splits += [path / split for split in passed_over]
-            return saved_dataset_units(domain, path, dataset, self.text_field)
         try:
+            if is_saved_dataset(path):
+                dataset, passed_over = open_saved_dataset(path)
+                self.skipped.splits += [path / split for split in passed_over]
+                return saved_dataset_units(domain, path, dataset, self.text_field)
             return file_units(domain, path, self._files(path), self.text_field)
         except OSError as error:
             raise unreadable(path, error) from None
@@ -132,12 +133,27 @@ class TextFiles:
             yield path
 
     def _files_of_folder(self, folder: Path) -> Iterator[Path]:
-        inside = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        inside = {path.relative_to(folder).as_posix(): path for path in _files_below(folder)}
         for name in sorted(inside):
             if is_readable(inside[name]):
                 yield inside[name]
             else:
                 self.skipped.files.append(inside[name])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Also through links to folders, each folder once. Raises OSError where one cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (path for path in (Path(root) / name for name in names) if path.is_file())
 
 
 def no_documents(given: str, skipped: Sequence[Path] = ()) -> StoreError:

@@ -78,8 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
     texts = [text for name in weights for text in train[name]]
     size = sum(len(text.encode()) for text in texts)
     tqdm.write(f"training on {size / 1e6:.1f} MB in {len(texts):,} documents", file=sys.stderr)
-    with _NewFolder(arguments.output) as folder:
-        made = train_tokenizer(arguments.kind, texts, arguments.vocabulary, folder)
+    try:
+        with _NewFolder(arguments.output) as folder:
+            made = train_tokenizer(arguments.kind, texts, arguments.vocabulary, folder)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror or error})"
+        raise TokenizerError(str(arguments.output), problem, "check the path, its rights and the space") from None
     print(_table(Encoder(made), train, check))
     print(f"{arguments.output}: {vocabulary_size(made):,} tokens")
     return 0
@@ -90,6 +94,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
     if os.path.lexists(arguments.output):
         remedy = "choose another --output, or remove it yourself"
         raise TokenizerError(str(arguments.output), "exists, and is not touched", remedy)
+    parent = next(folder for folder in arguments.output.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise TokenizerError(str(arguments.output), f"cannot be made in {parent}", "choose another --output")
     for name in ("vocabulary", "bytes", "sentences"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

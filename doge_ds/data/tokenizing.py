@@ -13,6 +13,8 @@ from doge_ds.data.parts import PART_BYTES, PartsFolder, UnitRecord
 from doge_ds.data.units import Unit
 from doge_ds.errors import ConfigError
 
+MOST_DOMAINS = 1000  # that the documents of one unit may name; a field of other things has as many values as documents
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -93,6 +95,7 @@ def _documents(units: Sequence[Unit], folder: PartsFolder, progress: "tqdm[Any]"
                 reading.empty_documents += 1
                 continue
             if domain not in reading.domains:
+                _refuse_more_domains(reading)
                 reading.domains.append(domain)
             part = size // PART_BYTES
             size_before, size = size, size + len(text.encode())
@@ -106,6 +109,12 @@ def _documents(units: Sequence[Unit], folder: PartsFolder, progress: "tqdm[Any]"
                 yield (reading, part, reading.domains.index(domain)), text
         if not is_new:  # nothing of it comes to _write
             folder.finish(reading.key, reading.record())
+
+
+def _refuse_more_domains(reading: _Reading) -> None:
+    if len(reading.domains) == MOST_DOMAINS:
+        problem = f"names more than {MOST_DOMAINS} domains"
+        raise ConfigError(reading.unit.name, problem, "is domain_field the right one? `domains` can join several")
 
 
 def _write(encoded: Iterator[tuple[_Place, str, Any]], folder: PartsFolder, progress: "tqdm[Any]") -> None:

@@ -56,11 +56,14 @@ def find_faults(path: Path) -> Iterator[StoreError]:
     owners = {record.sha256: f"{name}/{split}.bin" for name, split, record in files}
     with progress_bar("verifying", sum(record.tokens for _, _, record in files) * dtype.itemsize) as progress:
         for name, split, record in files:
+            file = path / name / f"{split}.bin"
             try:
-                file = check_file(path, name, split, record.tokens, dtype)
+                check_file(path, name, split, record.tokens, dtype)
                 _check_content(file, record, manifest, owners, progress)
             except StoreError as fault:
                 yield fault
+            except OSError as error:
+                yield StoreError(str(file), f"cannot be read ({error.strerror})", "check the disk and the rights")
 
 
 def _strangers(path: Path, manifest: Manifest) -> Iterator[StoreError]:

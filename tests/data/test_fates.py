@@ -43,6 +43,8 @@ def expected(records: Sequence[Record], rule: HeldOutRule, deduplicate: bool) ->
     held_out: set[int] = set()
     for name in {name for name, _, _ in records}:
         mine = sorted((records[place][1], records[place][2]) for place in kept if records[place][0] == name)
+        if not mine:
+            continue
         if rule.fraction is not None:
             chosen = {digest for digest, _ in mine if digest < rule.fraction * 2**64} or {mine[0][0]}
             held_out |= chosen - {mine[-1][0]}

@@ -1,5 +1,6 @@
 """prepare, killed and started again, by one process or many: the same bytes, and nothing done twice that was done."""
 
+import fcntl
 import json
 import random
 import shutil
@@ -15,7 +16,8 @@ import pytest
 
 from doge_ds import cli
 from doge_ds.data.fates import HeldOutRule
-from doge_ds.data.prepare import prepare
+from doge_ds.data.prepare import _remove_abandoned_folders, prepare
+from doge_ds.data.recipes import Recipe
 from doge_ds.data.tokenizer_training import train_sentencepiece
 from doge_ds.data.tokenizing import Shard, read_shard
 from doge_ds.data.tokens import TokenStore
@@ -175,6 +177,8 @@ def test_a_part_that_a_dying_machine_left_short_is_done_again(
     broken = sorted((tmp_path / "store.parts").glob("*.tokens"))
     broken[0].write_bytes(broken[0].read_bytes()[:-2])
     broken[1].with_suffix(".index").unlink()
+    for empty in (broken[2], broken[2].with_suffix(".index")):
+        empty.write_bytes(b"")
     next((tmp_path / "store.parts").glob("*.json")).write_text("{")
     prepare(output=tmp_path / "store", workers=1, **options(raw))
     assert content(tmp_path / "store") == undisturbed
@@ -198,6 +202,42 @@ def test_other_options_do_not_take_the_parts(raw: Path, tmp_path: Path) -> None:
     assert expected is not None
     assert found is not None
     assert found.fingerprint() == expected.fingerprint()
+
+
+def test_a_folder_of_the_users_is_not_taken_for_parts(raw: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "store.parts/mine.jsonl"
+    write_lines(mine, ["one", "two"])
+    for chosen in (options(raw), {**options(raw), "inputs": {"a": [mine.parent]}}):
+        with pytest.raises(StoreError, match=r"store\.parts: is there already, and is no folder of unfinished parts"):
+            prepare(output=tmp_path / "store", workers=1, **chosen)
+        assert [file.name for file in mine.parent.iterdir()] == ["mine.jsonl"]
+
+
+def test_what_a_killed_merge_left_is_removed_and_a_living_one_is_not(
+    raw: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    work = tmp_path / "store.parts"
+    prepare(output=tmp_path / "store", workers=1, shard=Shard(0, 1), **options(raw))
+    for name in ("dead", "alive"):
+        (work / f"store.{name}").mkdir()
+        (work / f"store.{name}/train.bin").write_bytes(b"x")
+        (work / f"store.{name}.lock").touch()
+    with (work / "store.alive.lock").open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        _remove_abandoned_folders(work)
+        assert sorted(path.name for path in work.glob("store.*")) == ["store.alive", "store.alive.lock"]
+    prepare(output=tmp_path / "store", workers=1, **options(raw))
+    assert content(tmp_path / "store") == undisturbed
+
+
+def test_too_many_domains_are_refused(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("doge_ds.data.tokenizing.MOST_DOMAINS", 5)
+    lines = "".join(json.dumps({"text": f"text {n}", "id": f"n{n}"}) + "\n" for n in range(20))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text(lines)
+    recipe = Recipe.model_validate({"sources": [{"dataset": str(tmp_path / "data"), "domain_field": "id"}]})
+    with pytest.raises(ConfigError, match=r"names more than 5 domains; is domain_field the right one\?"):
+        prepare(recipe, tmp_path / "store", tokenizer=raw / "tokenizer", workers=1)
 
 
 @pytest.fixture

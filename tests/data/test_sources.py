@@ -40,6 +40,21 @@ def test_paths_are_read_in_the_order_given(folder: Path) -> None:
     assert list(TextFiles([folder / "c.jsonl", folder / "b", folder / "a.txt"])) == ["c 1", "c 2", "b 1", "a"]
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/1.txt").write_text("1")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/2.txt").write_text("2")
+    (tmp_path / "in/a").symlink_to(tmp_path / "outside")
+    (tmp_path / "in/round").symlink_to(tmp_path / "in")
+    assert list(TextFiles([tmp_path / "in"])) == ["2", "1"]
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot be read \(File name too long\)"):
+        list(TextFiles([tmp_path / ("x" * 300)]))
+
+
 def test_a_folder_of_other_types_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(StoreError, match=r"holds no documents, but 1 files of .*picture\.png; give \.jsonl"):

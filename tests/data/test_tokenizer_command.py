@@ -117,6 +117,17 @@ def test_mistakes(more: list[str], words: str, raw: Path, tmp_path: Path, capsys
     assert not list(tmp_path.iterdir())
 
 
+def test_a_small_weight_draws_no_document_rather_than_all(raw: Path, tmp_path: Path) -> None:
+    assert cli.main(command(raw, tmp_path / "t", "--sentences", "100", "--weights", "latin=0.996", "greek=0.004")) == 0
+    assert letters(tmp_path / "t", "greek") == 0
+
+
+def test_a_folder_that_cannot_be_made(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(command(raw, tmp_path / "file" / "t")) == 2
+    assert "t: cannot be made in" in capsys.readouterr().err
+
+
 def test_an_existing_folder_is_not_touched(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t").mkdir()
     assert cli.main(command(raw, tmp_path / "t")) == 2

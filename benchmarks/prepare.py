@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from doge_ds.data.tokenizer_training import train_sentencepiece  # noqa: E402
+from doge_ds.data.preparing.tokenizer_training import train_sentencepiece  # noqa: E402
 
 VOCABULARY = 50_000
 

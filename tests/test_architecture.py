@@ -48,6 +48,18 @@ def test_imports_point_down(file: Path) -> None:
         assert not {name for name in imports(file) if name.startswith("torch.distributed")}
 
 
+@pytest.mark.parametrize("file", sorted((PACKAGE / "data").rglob("*.py")), ids=lambda file: file.stem)
+def test_training_needs_nothing_that_reads_or_prepares_text(file: Path) -> None:
+    here = file.relative_to(PACKAGE / "data").parts[0].removesuffix(".py")
+    names = {".".join(name.split(".")[:3]) for name in imports(file)}
+    if here in ("tokens", "tokenizer", "subsets", "order", "permutation", "loader", "reading"):
+        assert "doge_ds.data.preparing" not in names
+    if here in ("tokens", "tokenizer", "subsets", "order", "permutation", "loader"):
+        assert "doge_ds.data.reading" not in names
+    if here in ("reading", "preparing"):
+        assert not names & {"doge_ds.data.prepare", "doge_ds.data.tokenizer_command", "doge_ds.data.verify"}
+
+
 def test_there_are_files_to_look_at() -> None:
     assert {path.parent.name for path in FILES} >= {*WINGS, "doge_ds"}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from doge_ds.data.prepare import prepare
-from doge_ds.data.recipes import read_recipe
-from doge_ds.data.tokenizer_training import train_sentencepiece
+from doge_ds.data.preparing.tokenizer_training import train_sentencepiece
+from doge_ds.data.reading.recipes import read_recipe
 from doge_ds.data.tokens import TokenStore
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,18 +21,18 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from doge_ds.data.encoding import EncoderPool
-from doge_ds.data.fates import HeldOutRule, copies_note, decide_fates
-from doge_ds.data.inputs import Listing, check_domain_name, list_inputs
-from doge_ds.data.merge import merge_parts
-from doge_ds.data.parts import Part, PartsFolder, UnitRecord
-from doge_ds.data.recipes import Recipe, read_recipe
-from doge_ds.data.sources import Inputs, no_documents, read_inputs
-from doge_ds.data.store_tokenizer import TokenizerChoice, make_tokenizer
+from doge_ds.data.preparing.encoding import EncoderPool
+from doge_ds.data.preparing.fates import HeldOutRule, copies_note, decide_fates
+from doge_ds.data.preparing.merge import merge_parts
+from doge_ds.data.preparing.parts import Part, PartsFolder, UnitRecord
+from doge_ds.data.preparing.store_tokenizer import TokenizerChoice, make_tokenizer
+from doge_ds.data.preparing.tokenizing import Shard, progress_bar, read_shard, tokenize
+from doge_ds.data.reading.inputs import Listing, check_domain_name, list_inputs
+from doge_ds.data.reading.recipes import Recipe, read_recipe
+from doge_ds.data.reading.sources import Inputs, no_documents, read_inputs
+from doge_ds.data.reading.units import Unit
 from doge_ds.data.tokenizer import load_tokenizer
-from doge_ds.data.tokenizing import Shard, progress_bar, read_shard, tokenize
 from doge_ds.data.tokens import DomainRecord, Manifest, TokenizerRecord, TokenStore
-from doge_ds.data.units import Unit
 from doge_ds.errors import ConfigError, StoreError
 
 _EXAMPLES = """examples:

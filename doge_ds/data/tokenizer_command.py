@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from doge_ds.data.encoding import Encoder
-from doge_ds.data.inputs import Listing, list_inputs
-from doge_ds.data.recipes import read_recipe
-from doge_ds.data.samples import Sample, draw_samples
-from doge_ds.data.sources import read_inputs
+from doge_ds.data.preparing.encoding import Encoder
+from doge_ds.data.preparing.samples import Sample, draw_samples
+from doge_ds.data.preparing.tokenizer_training import Kind, train_tokenizer
+from doge_ds.data.reading.inputs import Listing, list_inputs
+from doge_ds.data.reading.recipes import read_recipe
+from doge_ds.data.reading.sources import read_inputs
 from doge_ds.data.tokenizer import vocabulary_size
-from doge_ds.data.tokenizer_training import Kind, train_tokenizer
 from doge_ds.errors import ConfigError, TokenizerError, nearest
 from doge_ds.mixture import normalized, read_mixture
 

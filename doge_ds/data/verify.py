@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from doge_ds.data.prepare import store_table
-from doge_ds.data.tokenizing import progress_bar
+from doge_ds.data.preparing.tokenizing import progress_bar
 from doge_ds.data.tokens import SPLITS, Manifest, SplitRecord, TokenStore, check_file, folder_sha256, read_manifest
 from doge_ds.errors import StoreError
 

@@ -17,10 +17,10 @@ from datasets import Dataset, DatasetDict
 from pyarrow import parquet
 
 from doge_ds import cli
-from doge_ds.data.fates import HeldOutRule
 from doge_ds.data.prepare import prepare, store_table
+from doge_ds.data.preparing.fates import HeldOutRule
+from doge_ds.data.preparing.tokenizing import Shard
 from doge_ds.data.tokenizer import load_tokenizer
-from doge_ds.data.tokenizing import Shard
 from doge_ds.data.tokens import SPLITS, Split, TokenStore, file_sha256, folder_sha256
 from doge_ds.errors import ConfigError, StoreError
 
@@ -118,7 +118,7 @@ def test_the_manifest_names_its_tokenizer_and_origin(store: TokenStore, inputs: 
 def test_the_number_of_workers_changes_no_byte(
     store: TokenStore, inputs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("doge_ds.data.encoding._BATCH", 3000)  # several batches for each worker
+    monkeypatch.setattr("doge_ds.data.preparing.encoding._BATCH", 3000)  # several batches for each worker
     again = prepare(inputs, tmp_path / "again", train_tokenizer=500, workers=2)
     assert folder_bytes(again.path) == folder_bytes(store.path)
     assert again.fingerprint() == store.fingerprint()

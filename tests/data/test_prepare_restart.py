@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from doge_ds import cli
-from doge_ds.data.fates import HeldOutRule
 from doge_ds.data.prepare import _remove_abandoned_folders, prepare
-from doge_ds.data.recipes import Recipe
-from doge_ds.data.tokenizer_training import train_sentencepiece
-from doge_ds.data.tokenizing import Shard, read_shard
+from doge_ds.data.preparing.fates import HeldOutRule
+from doge_ds.data.preparing.tokenizer_training import train_sentencepiece
+from doge_ds.data.preparing.tokenizing import Shard, read_shard
+from doge_ds.data.reading.recipes import Recipe
+from doge_ds.data.reading.units import Unit
 from doge_ds.data.tokens import TokenStore
-from doge_ds.data.units import Unit
 from doge_ds.errors import ConfigError, StoreError
 
 SMALL_PARTS = 30_000  # bytes, so that each input has several
@@ -56,7 +56,7 @@ def write_lines(file: Path, texts: list[str]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def small_parts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("parts.PART_BYTES", "tokenizing.PART_BYTES", "units.UNIT_BYTES"):
+        for place in ("preparing.parts.PART_BYTES", "preparing.tokenizing.PART_BYTES", "reading.units.UNIT_BYTES"):
             patch.setattr(f"doge_ds.data.{place}", SMALL_PARTS)
         yield
 
@@ -80,7 +80,7 @@ def content(store: Path) -> dict[str, bytes]:
 def test_large_parts_and_units_make_the_same_store(
     raw: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("parts.PART_BYTES", "tokenizing.PART_BYTES", "units.UNIT_BYTES"):
+    for place in ("preparing.parts.PART_BYTES", "preparing.tokenizing.PART_BYTES", "reading.units.UNIT_BYTES"):
         monkeypatch.setattr(f"doge_ds.data.{place}", 1 << 26)
     prepare(output=tmp_path / "store", workers=1, **options(raw))
     assert content(tmp_path / "store") == undisturbed
@@ -110,9 +110,8 @@ def test_a_missing_shard_is_done_by_the_merge(raw: Path, undisturbed: dict[str, 
 
 def start(raw: Path, output: Path, *more: str) -> "subprocess.Popen[str]":
     """`doge-ds prepare` in a session of its own, so that its workers can be found, and with small parts."""
-    program = (
-        "import sys, doge_ds.data.parts as p, doge_ds.data.tokenizing as t, doge_ds.data.units as u, doge_ds.cli as c\n"
-    )
+    program = "import sys, doge_ds.cli as c, doge_ds.data.preparing.parts as p\n"
+    program += "import doge_ds.data.preparing.tokenizing as t, doge_ds.data.reading.units as u\n"
     program += f"p.PART_BYTES = t.PART_BYTES = u.UNIT_BYTES = {SMALL_PARTS}\n"
     program += "if __name__ == '__main__': sys.exit(c.main())"
     inputs = [f"books={raw / 'books'}", f"code={raw / 'code.jsonl'}", f"notes={raw / 'notes'}"]
@@ -231,7 +230,7 @@ def test_what_a_killed_merge_left_is_removed_and_a_living_one_is_not(
 
 
 def test_too_many_domains_are_refused(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doge_ds.data.tokenizing.MOST_DOMAINS", 5)
+    monkeypatch.setattr("doge_ds.data.preparing.tokenizing.MOST_DOMAINS", 5)
     lines = "".join(json.dumps({"text": f"text {n}", "id": f"n{n}"}) + "\n" for n in range(20))
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.jsonl").write_text(lines)

@@ -14,10 +14,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_ds.data.encoding import Encoder, EncoderPool
+from doge_ds.data.preparing.encoding import Encoder, EncoderPool
+from doge_ds.data.preparing.tokenizer_training import Kind, train_sentencepiece, train_tokenizer
 from doge_ds.data.tokenizer import load_tokenizer, save_tokenizer, vocabulary_size
 from doge_ds.data.tokenizer_command import KINDS
-from doge_ds.data.tokenizer_training import Kind, train_sentencepiece, train_tokenizer
 from doge_ds.data.tokens import folder_sha256
 from doge_ds.errors import TokenizerError
 
@@ -144,7 +144,8 @@ def test_training_in_another_process_gives_the_same_bytes(
 ) -> None:
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     program = (
-        "import json, sys; from pathlib import Path; from doge_ds.data.tokenizer_training import train_tokenizer;"
+        "import json, sys; from pathlib import Path;"
+        "from doge_ds.data.preparing.tokenizer_training import train_tokenizer;"
         "texts = json.loads(Path(sys.argv[2]).read_text()); train_tokenizer(sys.argv[1], texts, 600, Path(sys.argv[3]))"
     )
     command = [sys.executable, "-c", program, kind, str(tmp_path / "texts.json"), str(tmp_path / "again")]

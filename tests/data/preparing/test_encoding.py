@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doge_ds.data import encoding
-from doge_ds.data.encoding import Encoder, EncoderPool, cut_into_pieces
+from doge_ds.data.preparing import encoding
+from doge_ds.data.preparing.encoding import Encoder, EncoderPool, cut_into_pieces
 
 
 @pytest.fixture(autouse=True)

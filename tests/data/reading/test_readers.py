@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from doge_ds.data.columns import is_saved_dataset
-from doge_ds.data.readers import is_readable, look_alike, read_file, type_of
-from doge_ds.data.sources import TextFiles
+from doge_ds.data.reading.columns import is_saved_dataset
+from doge_ds.data.reading.readers import is_readable, look_alike, read_file, type_of
+from doge_ds.data.reading.sources import TextFiles
 from doge_ds.errors import StoreError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 5) + b"hello"  # a zstd frame that holds no data
 
 
@@ -118,7 +118,7 @@ def test_a_zstd_file_made_with_a_long_window(tmp_path: Path) -> None:
 
 def test_libraries_are_imported_only_where_they_are_needed(tmp_path: Path) -> None:
     check = (
-        f"import sys; from pathlib import Path; from doge_ds.data.sources import TextFiles; "
+        f"import sys; from pathlib import Path; from doge_ds.data.reading.sources import TextFiles; "
         f"list(TextFiles([Path({str(FORMATS['jsonl'](tmp_path, ['x']))!r})])); "
         "sys.exit(any(name in sys.modules for name in ('pyarrow', 'datasets', 'zstandard')))"
     )

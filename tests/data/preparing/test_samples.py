@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_ds.data import samples
-from doge_ds.data.samples import Sample, draw_samples
-from doge_ds.data.sources import content_hash
-from doge_ds.data.units import Unit
+from doge_ds.data.preparing import samples
+from doge_ds.data.preparing.samples import Sample, draw_samples
+from doge_ds.data.reading.sources import content_hash
+from doge_ds.data.reading.units import Unit
 
 TEXTS = [f"document {n} " + "x" * (n * 7 % 50) for n in range(500)]
 THRESHOLD = 2**60

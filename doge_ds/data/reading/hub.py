@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from doge_ds.data.recipes import Source
-from doge_ds.data.records import find, first_line, kind_of, no_field, text_of_record
+from doge_ds.data.reading.recipes import Source
+from doge_ds.data.reading.records import find, first_line, kind_of, no_field, text_of_record
+from doge_ds.data.reading.units import Document, Unit
 from doge_ds.data.tokens import DOMAIN_NAME_RULE, is_domain_name
-from doge_ds.data.units import Document, Unit
 from doge_ds.errors import ConfigError, DogeError, StoreError, nearest
 
 

@@ -8,9 +8,9 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Literal
 
-from doge_ds.data.columns import is_saved_dataset, open_saved_dataset
-from doge_ds.data.readers import EXPECTED, is_readable, look_alike, type_of, unreadable
-from doge_ds.data.units import Unit, file_units, saved_dataset_units
+from doge_ds.data.reading.columns import is_saved_dataset, open_saved_dataset
+from doge_ds.data.reading.readers import EXPECTED, is_readable, look_alike, type_of, unreadable
+from doge_ds.data.reading.units import Unit, file_units, saved_dataset_units
 from doge_ds.errors import ConfigError, StoreError
 
 Inputs = Mapping[str, Sequence[str | Path]] | Literal["environment"]

@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from doge_ds.data.environment import environment_documents
-from doge_ds.data.hub import called, dataset_units
-from doge_ds.data.recipes import Recipe
-from doge_ds.data.sources import Inputs, TextFiles
+from doge_ds.data.reading.environment import environment_documents
+from doge_ds.data.reading.hub import called, dataset_units
+from doge_ds.data.reading.recipes import Recipe
+from doge_ds.data.reading.sources import Inputs, TextFiles
+from doge_ds.data.reading.units import Document, Unit
 from doge_ds.data.tokens import DOMAIN_NAME_RULE, is_domain_name
-from doge_ds.data.units import Document, Unit
 from doge_ds.errors import ConfigError
 
 

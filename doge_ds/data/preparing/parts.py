@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from doge_ds.data.sources import content_hash
-from doge_ds.data.units import Unit
+from doge_ds.data.reading.sources import content_hash
+from doge_ds.data.reading.units import Unit
 from doge_ds.errors import StoreError
 
 FORMAT_VERSION = 1  # of what is in a part; part of every key

@@ -13,12 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from doge_ds.data.encoding import Encoder
-from doge_ds.data.fates import HeldOutRule
-from doge_ds.data.inputs import Listing
-from doge_ds.data.samples import Sample, draw_samples
+from doge_ds.data.preparing.encoding import Encoder
+from doge_ds.data.preparing.fates import HeldOutRule
+from doge_ds.data.preparing.samples import Sample, draw_samples
+from doge_ds.data.preparing.tokenizer_training import train_sentencepiece
+from doge_ds.data.reading.inputs import Listing
 from doge_ds.data.tokenizer import load_tokenizer, save_tokenizer, vocabulary_size
-from doge_ds.data.tokenizer_training import train_sentencepiece
 from doge_ds.data.tokens import TokenizerRecord, folder_sha256
 from doge_ds.errors import ConfigError
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from doge_ds.data import fates
-from doge_ds.data.fates import COPY, TRAIN, VALID, Fates, HeldOutRule, copies_note, decide_fates
-from doge_ds.data.parts import INDEX, Part
+from doge_ds.data.preparing import fates
+from doge_ds.data.preparing.fates import COPY, TRAIN, VALID, Fates, HeldOutRule, copies_note, decide_fates
+from doge_ds.data.preparing.parts import INDEX, Part
 from doge_ds.errors import ConfigError, StoreError
 
 Record = tuple[str, int, int]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from doge_ds.data.sources import TextFiles, read_inputs
+from doge_ds.data.reading.sources import TextFiles, read_inputs
 from doge_ds.errors import ConfigError, StoreError
 
 

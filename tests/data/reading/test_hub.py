@@ -9,12 +9,12 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from doge_ds.data.hub import dataset_units
-from doge_ds.data.inputs import list_inputs
-from doge_ds.data.recipes import Source, read_recipe
+from doge_ds.data.reading.hub import dataset_units
+from doge_ds.data.reading.inputs import list_inputs
+from doge_ds.data.reading.recipes import Source, read_recipe
 from doge_ds.errors import ConfigError, DogeError, StoreError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SETS = {"RedPajamaC4": "c4", "RedPajamaBook": "book", "RedPajamaArXiv": "arxiv"}
 
 

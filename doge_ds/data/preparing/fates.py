@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from doge_ds.data.parts import INDEX, Part
+from doge_ds.data.preparing.parts import INDEX, Part
 from doge_ds.errors import ConfigError, StoreError
 
 BUCKET_DOCUMENTS = 1 << 22  # in one bucket, about

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from doge_ds.data.readers import read_file
+from doge_ds.data.reading.readers import read_file
 from doge_ds.errors import StoreError
 
 

@@ -5,9 +5,9 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from doge_ds.data.sources import content_hash
-from doge_ds.data.tokenizing import progress_bar
-from doge_ds.data.units import Unit
+from doge_ds.data.preparing.tokenizing import progress_bar
+from doge_ds.data.reading.sources import content_hash
+from doge_ds.data.reading.units import Unit
 
 # Characters. Of a longer document only the beginning is drawn, lest one book make up the whole of the sample.
 LONGEST_DRAWN = 1 << 20

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_ds.data.columns import read_saved_dataset
-from doge_ds.data.readers import read_file
+from doge_ds.data.reading.columns import read_saved_dataset
+from doge_ds.data.reading.readers import read_file
 
 # Small files of one folder make up a unit together: a million .txt files are not a million units.
 UNIT_BYTES = 1 << 26

@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from doge_ds.data.encoding import EncoderPool
-from doge_ds.data.parts import PART_BYTES, PartsFolder, UnitRecord
-from doge_ds.data.units import Unit
+from doge_ds.data.preparing.encoding import EncoderPool
+from doge_ds.data.preparing.parts import PART_BYTES, PartsFolder, UnitRecord
+from doge_ds.data.reading.units import Unit
 from doge_ds.errors import ConfigError
 
 MOST_DOMAINS = 1000  # that the documents of one unit may name; a field of other things has as many values as documents

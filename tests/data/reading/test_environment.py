@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from doge_ds.data import environment
-from doge_ds.data.environment import environment_documents
+from doge_ds.data.reading import environment
+from doge_ds.data.reading.environment import environment_documents
 from doge_ds.errors import StoreError
 
 CAP = 1_200_000
@@ -37,7 +37,7 @@ def test_no_document_stands_twice(domains: dict[str, list[str]]) -> None:
 def test_another_process_elsewhere_finds_the_same(domains: dict[str, list[str]], tmp_path: Path) -> None:
     (tmp_path / "doge.md").write_text("A file in the current directory. " * 50)
     code = (
-        "import json, sys; from doge_ds.data.environment import environment_documents;"
+        "import json, sys; from doge_ds.data.reading.environment import environment_documents;"
         f"found = environment_documents({CAP}); assert 'torch' not in sys.modules; json.dump(found, sys.stdout)"
     )
     variables = {**os.environ, "PYTHONHASHSEED": "7"}
@@ -56,8 +56,8 @@ def test_python_has_comments_and_no_docstrings(domains: dict[str, list[str]]) ->
 
 
 def test_this_project_is_not_among_the_sources(domains: dict[str, list[str]]) -> None:
-    readme = Path(environment.__file__).parents[2] / "README.md"
-    own = [readme, *Path(environment.__file__).parents[1].rglob("*.py")]
+    readme = Path(environment.__file__).parents[3] / "README.md"
+    own = [readme, *Path(environment.__file__).parents[2].rglob("*.py")]
     everything = "\n".join(text for texts in domains.values() for text in texts)
     for file in own:
         text = file.read_text(encoding="utf-8").strip()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from doge_ds.data.columns import read_parquet
-from doge_ds.data.records import kind_of, no_utf8, text_of_record
+from doge_ds.data.reading.columns import read_parquet
+from doge_ds.data.reading.records import kind_of, no_utf8, text_of_record
 from doge_ds.errors import StoreError
 
 EXPECTED = "give .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, folders of them, or a dataset's folder"

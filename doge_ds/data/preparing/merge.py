@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from doge_ds.data.fates import COPY, TRAIN, VALID, Fates
-from doge_ds.data.parts import Part
+from doge_ds.data.preparing.fates import COPY, TRAIN, VALID, Fates
+from doge_ds.data.preparing.parts import Part
 from doge_ds.data.tokens import SPLITS, Split, SplitRecord
 from doge_ds.errors import StoreError
 

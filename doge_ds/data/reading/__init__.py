@@ -1,0 +1,1 @@
+"""What a user names, down to documents: recipes, files, tables, datasets of the hub."""

@@ -26,7 +26,8 @@ class Permutation:
         if not 1 <= element_count <= 1 << 60:
             raise ValueError(f"a permutation of {element_count} elements")
         self.element_count = element_count
-        self._key = key
+        # JSON keeps ("a", 11) and ("a1", 1) apart; Python's hash() would differ by process.
+        self._key = json.dumps([FORMAT_VERSION, *key])[:-1]
         self._rows = math.isqrt(element_count - 1) + 1
         self._columns = -(-element_count // self._rows)
 
@@ -52,8 +53,8 @@ class Permutation:
         return values
 
     def _round_keys(self, epoch: int) -> UInt64Array:
-        """[8], one key a round. JSON keeps ("a", 11) and ("a1", 1) apart; Python's hash() would differ by process."""
-        text = json.dumps([FORMAT_VERSION, *self._key, epoch])
+        """[8], one key a round."""
+        text = f"{self._key}, {epoch}]"
         return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=64).digest(), dtype="<u8")
 
     def _rounds(self, values: Int64Array, keys: UInt64Array, which: npt.NDArray[np.intp]) -> Int64Array:
@@ -61,8 +62,8 @@ class Permutation:
         left, right = np.divmod(values.astype(np.uint64), np.uint64(self._columns))
         rows, columns = np.uint64(self._rows), np.uint64(self._columns)
         for even, odd in zip(keys[::2], keys[1::2], strict=True):
-            left = (left + _scramble(right ^ even[which])) % rows
-            right = (right + _scramble(left ^ odd[which])) % columns
+            left = _remainder(left + _scramble(right ^ even[which]), rows)
+            right = _remainder(right + _scramble(left ^ odd[which]), columns)
         return (left * columns + right).astype(np.int64)
 
 
@@ -71,3 +72,8 @@ def _scramble(values: UInt64Array) -> UInt64Array:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (values ^ (values >> np.uint64(31))) >> np.uint64(1)
+
+
+def _remainder(values: UInt64Array, divisor: np.uint64) -> UInt64Array:
+    """values % divisor. To divide by one number numpy multiplies; its % divides each time and takes 3 times as long."""
+    return values - values // divisor * divisor

@@ -1,6 +1,7 @@
 """Loaders: the right windows of the store, and a thread that works ahead; see also test_guarantees.py."""
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -326,7 +327,7 @@ class BreakingLoader(MixtureLoader):
         self.threads: set[int] = set()
         self.reached_fourth = threading.Event()
 
-    def _make(self, number: int) -> MixtureBatch:
+    def _make(self, number: int) -> list[MixtureBatch]:
         self.made.append(number)
         self.threads.add(threading.get_ident())
         if number == 4:
@@ -336,7 +337,29 @@ class BreakingLoader(MixtureLoader):
         return super()._make(number)
 
 
-def test_errors_of_the_thread_surface_at_the_batch_that_they_belong_to(store: TokenStore) -> None:
+@pytest.mark.parametrize("together", [1, 48, 200, 256])
+@pytest.mark.parametrize("first", [0, 5, 13])
+def test_batches_do_not_depend_on_how_many_are_read_together(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch, together: int, first: int
+) -> None:
+    with mixture(store, 1, 2, 4, global_batch_size=32) as loader:
+        wanted = list(itertools.islice(loader.batches(first), 20))
+    monkeypatch.setattr("doge_ds.data.loader.READ_TOGETHER", together)
+    monkeypatch.setattr("doge_ds.data.loader.LOCATED_TOGETHER", 3 * together)
+    with mixture(store, 1, 2, 4, global_batch_size=32) as loader:
+        found = list(itertools.islice(loader.batches(first), 20))
+    assert [batch.number for batch in found] == [batch.number for batch in wanted] == list(range(first, first + 20))
+    for one, other in zip(found, wanted, strict=True):
+        for parts in zip(one.micro_batches, other.micro_batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(*parts, strict=True))
+    with pytest.raises(ValueError, match="batch -1"):
+        loader.batches(-1)
+
+
+def test_errors_of_the_thread_surface_at_the_batch_that_they_belong_to(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doge_ds.data.loader.READ_TOGETHER", 32)  # blocks of one batch
     with BreakingLoader(store, an_order(), 32, 2, LENGTH, rank=0, world_size=1) as loader:
         batches = loader.batches(0)
         assert [next(batches).number for _ in range(3)] == [0, 1, 2]

@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from doge_ds.data.preparing.encoding import Encoder, EncoderPool
 from doge_ds.data.preparing.tokenizer_training import Kind, train_sentencepiece, train_tokenizer
@@ -203,6 +204,12 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no tokenizer can be loaded") as caught:
         load_tokenizer(tmp_path / "nowhere")
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_a_model_and_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    GPT2Config(vocab_size=64).save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match="has no tokens for text"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_damaged_tokenizer_is_one_line(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from doge_ds.errors import ConfigError
 _EXAMPLES = """examples:
   doge-ds report runs/proxy -o report.html
   doge-ds report runs/demo/proxy runs/demo/base_uniform runs/demo/base_doge -o report.html
+  doge-ds report runs/uniform runs/doge --comparison comparison/comparison.json -o report.html
 
 RUN is the --output of train_proxy.py or train_base.py. Runs must share one token store. Perplexities are those that
 eval/run.py left in RUN/results.json, or else in RUN/hf/results.json; differences are to the first base with any."""
@@ -33,33 +34,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the page; an older report is replaced"
     )
+    parser.add_argument(
+        "--comparison",
+        type=Path,
+        metavar="FILE",
+        help="comparison.json of eval/run.py with several models: differences with intervals",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """`doge-ds report`: write the page and print its path."""
-    write_report(arguments.runs, arguments.output)
+    write_report(arguments.runs, arguments.output, arguments.comparison)
     print(f"written: {arguments.output}")
     return 0
 
 
-def write_report(runs: Sequence[Path], output: Path) -> None:
+def write_report(runs: Sequence[Path], output: Path, comparison: Path | None = None) -> None:
     """Write or replace the page, in one piece or not at all.
 
     Args:
         runs: run directories, proxies and bases mixed, each once.
         output: the HTML file.
+        comparison: comparison.json of eval/run.py, where there is one.
 
     Raises:
         ConfigError: the output cannot be written there, or is there and no report of ours; or a config.json is damaged.
-        RunError: a run cannot be read, or the runs do not belong together.
+        RunError: a run or the comparison cannot be read, or the runs do not belong together.
         MixtureError: a mixture.json is damaged.
     """
     _check_output(output)
     # matplotlib and scipy take a second to load; --help and a mistyped path need not wait for them.
+    from doge_ds.reporting.evaluations import read_comparison
     from doge_ds.reporting.page import render_page
     from doge_ds.reporting.run_files import read_runs
 
-    page = render_page(read_runs(runs), datetime.now(UTC))
+    page = render_page(read_runs(runs), datetime.now(UTC), read_comparison(comparison) if comparison else None)
     temporary = output.with_name(f"{output.name}.tmp")
     try:
         temporary.write_text(page, encoding="utf-8")

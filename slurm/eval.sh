@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measure a model in a Slurm job, in one task; the options are those of eval/run.py.
+# Measure models in a Slurm job, on one rank a task; the options are those of eval/run.py. Any number of ranks gives the
+# same numbers: windows of text and tasks are spread over them.
 #
-#     sbatch --gpus=1 --cpus-per-task=8 slurm/eval.sh --model runs/X/hf --data STORE [--output FILE]
+#     sbatch --gpus=4 --cpus-per-gpu=8 slurm/eval.sh --model runs/X --data STORE --suite doge6 --data_root DIR
 #
 # See docs/cluster.md; slurm/site.sh is yours to edit.
 #SBATCH --job-name=doge-eval
@@ -21,4 +22,4 @@ cd "$SLURM_SUBMIT_DIR"
 . slurm/launch.sh
 
 [[ $# -gt 0 ]] || fail slurm/eval.sh "no options are given" "sbatch slurm/eval.sh --model MODEL --data STORE"
-run_alone eval/run.py "$@"
+run_ranks eval/run.py "$@"

@@ -37,8 +37,8 @@ KEYS = {
 }
 
 
-def load_eval() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("eval_run_documented", ROOT / "eval/run.py")
+def load_program(file: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(file.replace("/", "_"), ROOT / file)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -46,15 +46,15 @@ def load_eval() -> ModuleType:
     return module
 
 
-EVAL = load_eval()
+EVALUATION = {file: load_program(file) for file in ("eval/run.py", "eval/prefetch.py")}
 
 
 def parse_run(program: str, arguments: Sequence[str]) -> None:
     read_run_arguments("", arguments, needs_mixture="base" in program)
 
 
-def parse_eval(_: str, arguments: Sequence[str]) -> None:
-    EVAL._parser().parse_args(arguments)
+def parse_eval(program: str, arguments: Sequence[str]) -> None:
+    EVALUATION[program]._parser().parse_args(arguments)
 
 
 def parse_verb(verb: str, arguments: Sequence[str]) -> None:
@@ -68,6 +68,7 @@ PROGRAMS: dict[str, Callable[[str, Sequence[str]], None]] = {
     "doge_ds/train_proxy.py": parse_run,
     "doge_ds/train_base.py": parse_run,
     "eval/run.py": parse_eval,
+    "eval/prefetch.py": parse_eval,
 }
 SCRIPTS = {
     "slurm/proxy.sh": ("doge_ds/train_proxy.py", ["--config"]),
@@ -211,7 +212,7 @@ def all_options() -> set[str]:
     capture.setattr("argparse.ArgumentParser.print_help", lambda parser, *_: helps.append(parser.format_help()))
     asked: list[Callable[[], object]] = [
         lambda: parse_run("train_base", ["--help"]),
-        lambda: parse_eval("", ["--help"]),
+        lambda: parse_eval("eval/run.py", ["--help"]),
         lambda: runner.parse_args(["--help"]),
         lambda: torch.distributed.run.get_args_parser().parse_args(["--help"]),
         *(lambda verb=verb: parse_verb(verb, ["--help"]) for verb in cli.VERBS),
@@ -246,7 +247,8 @@ def test_the_rooms_in_the_architecture_are_those_on_disk() -> None:
         ("doge-ds prepare --input a=b --outputs s --tokenizer t", "required: --output"),
         ("deepspeed doge_ds/train_proxy.py --config c --mixture uniform", "unrecognized arguments: --mixture"),
         ("x=$(sbatch --nodes=2 slurm/base.sh c --mixtures uniform)", "unrecognized arguments: --mixtures uniform"),
-        ("python eval/run.py --model m", "required: --data"),
+        ("python eval/run.py --data d", "required: --model"),
+        ("python eval/prefetch.py --suite doge6", "required: --to"),
     ],
 )
 def test_a_wrong_command_would_be_found(command: str, message: str) -> None:

@@ -13,9 +13,10 @@ from markupsafe import Markup
 
 from doge_ds import __version__
 from doge_ds.errors import ConfigError
-from doge_ds.reporting import figures, tables, words
+from doge_ds.reporting import evaluations, figures, tables, words
 from doge_ds.reporting.cells import Table
 from doge_ds.reporting.downloads import BUDGET, downloads
+from doge_ds.reporting.evaluations import Comparison
 from doge_ds.reporting.figures import Chart, Panel
 from doge_ds.reporting.run_files import RunRecord
 
@@ -49,20 +50,20 @@ class BaseSection:
     note: str
 
 
-def render_page(runs: Sequence[RunRecord], written: datetime) -> str:
+def render_page(runs: Sequence[RunRecord], written: datetime, comparison: Comparison | None = None) -> str:
     """The whole page as HTML, below 2 MB; names that come from files are escaped.
 
     Raises:
         ConfigError: so many runs or domains that they do not fit, also with fewer points and CSV lines.
     """
     for thinning in (1, 2, 4):
-        page = _render(runs, written, thinning)
+        page = _render(runs, written, comparison, thinning)
         if len(page.encode()) < LARGEST:
             return page
     raise ConfigError(f"{len(runs)} runs", f"make a page above {LARGEST // 10**6} MB", "report fewer of them together")
 
 
-def _render(runs: Sequence[RunRecord], written: datetime, thinning: int) -> str:
+def _render(runs: Sequence[RunRecord], written: datetime, comparison: Comparison | None, thinning: int) -> str:
     environment = Environment(
         loader=PackageLoader("doge_ds.reporting", "."),
         autoescape=select_autoescape(["html"]),
@@ -72,7 +73,7 @@ def _render(runs: Sequence[RunRecord], written: datetime, thinning: int) -> str:
     )
     environment.filters["breakable"] = _breakable
     environment.globals["svg"] = Markup  # drawn by us, and matplotlib escapes the text in it
-    return environment.get_template("page.html").render(_contents(runs, written, thinning))
+    return environment.get_template("page.html").render(_contents(runs, written, comparison, thinning))
 
 
 def _breakable(name: str) -> Markup:
@@ -80,7 +81,9 @@ def _breakable(name: str) -> Markup:
     return Markup("<wbr>").join(re.findall(r"[^_./-]*[_./-]?", name)[:-1])
 
 
-def _contents(runs: Sequence[RunRecord], written: datetime, thinning: int) -> dict[str, Any]:
+def _contents(
+    runs: Sequence[RunRecord], written: datetime, comparison: Comparison | None, thinning: int
+) -> dict[str, Any]:
     proxies = [run for run in runs if run.is_proxy]
     bases = [run for run in runs if not run.is_proxy]
     measured = [run for run in bases if run.results and run.results.perplexity]
@@ -100,6 +103,8 @@ def _contents(runs: Sequence[RunRecord], written: datetime, thinning: int) -> di
         "bases": [_base_section(run, number, order, points) for number, run in enumerate(bases)],
         "perplexity": tables.perplexity_table(measured, targets) if measured else None,
         "perplexity_notes": words.perplexity_notes(bases),
+        "tasks": evaluations.task_table(bases),
+        "comparison": evaluations.comparison_tables(comparison) if comparison else [],
         "configurations": [tables.configuration_table(alike, runs) for alike in (proxies, bases) if alike],
         "downloads": downloads(runs, BUDGET // thinning),
     }

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from doge_ds.config import BaseConfig, ProxyConfig, config_hash, for_publication, load_config
 from doge_ds.errors import RunError
@@ -86,6 +86,24 @@ class PerplexityResult(BaseModel):
     geometric_perplexity: Number
 
 
+class TaskNumbers(BaseModel):
+    """One task in results.json."""
+
+    model_config = ConfigDict(frozen=True)
+
+    acc: Number = None
+    acc_stderr: Number = None
+
+
+class FewShot(BaseModel):
+    """`few_shot` in results.json: how tasks were asked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_fewshot: int
+    data_root: str | None = None
+
+
 class StoreReference(BaseModel):
     """`data` in results.json: the store that was measured on."""
 
@@ -96,14 +114,25 @@ class StoreReference(BaseModel):
 
 
 class Results(BaseModel):
-    """results.json, as eval/run.py writes it; without `perplexity` where only tasks were run."""
+    """results.json, as eval/run.py writes it: with a store, with tasks, or with both."""
 
     model_config = ConfigDict(frozen=True)
 
     version: Literal[1]
-    data: StoreReference
-    sequence_length: int
+    data: StoreReference | None = None
+    sequence_length: int | None = None
     perplexity: PerplexityResult | None = None
+    few_shot: FewShot | None = None
+    tasks: dict[str, TaskNumbers] | None = None
+    mean_accuracy: Number = None
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Self:
+        if self.perplexity is None and self.tasks is None:
+            raise ValueError("neither perplexity nor tasks")
+        if self.perplexity is not None and self.data is None:
+            raise ValueError("perplexity without data")
+        return self
 
 
 @dataclass(frozen=True)
@@ -167,7 +196,9 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     for key, word in (("tokenizer_sha256", "tokenizer"), ("store", "token store")):
         values = [(str(run.path), str(getattr(run.facts, key))) for run in runs]
         _refuse_different(values, f"{word} fingerprint", f"report runs on one {word} together")
-    measured = [(str(run.results_path), run.results.data.fingerprint) for run in runs if run.results]
+    measured = [
+        (str(run.results_path), run.results.data.fingerprint) for run in runs if run.results and run.results.data
+    ]
     _refuse_different(measured, "fingerprint of the store measured on", "measure all on one --data with eval/run.py")
     return runs
 
@@ -225,9 +256,9 @@ def _read_run(path: Path, name: str) -> RunRecord:
         found = next((file for file in (path / "results.json", path / "hf/results.json") if file.exists()), None)
     else:
         raise RunError(f"{path / 'run.json'}: mixture", "is missing", "name a run of train_base.py of this version")
-    results, public = _validate(Results, found) if found else None, for_publication(values)
+    results, public = validate_file(Results, found) if found else None, for_publication(values)
     sha256, chosen = config_hash(values), path / "selection.json"
-    selection = _validate(Selection, chosen) if chosen.exists() else None
+    selection = validate_file(Selection, chosen) if chosen.exists() else None
     return RunRecord(
         path, name, facts, config, public, sha256, metrics, mixture, is_finished, selection, results, found
     )
@@ -235,7 +266,7 @@ def _read_run(path: Path, name: str) -> RunRecord:
 
 def read_facts(run: Path) -> Facts:
     """RUN/run.json. Raises ConfigError where it is no JSON object, RunError where it has another layout."""
-    return _validate(Facts, run / "run.json")
+    return validate_file(Facts, run / "run.json")
 
 
 def _running_mean(metrics: Metrics) -> Mixture | None:
@@ -248,7 +279,7 @@ def _running_mean(metrics: Metrics) -> Mixture | None:
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _validate(kind: type[Model], path: Path) -> Model:
+def validate_file(kind: type[Model], path: Path) -> Model:
     """One JSON file as `kind`. Raises ConfigError (no JSON: line and column) or RunError (another layout: the key)."""
     values: dict[str, Any] = read_json_object(path)
     try:
@@ -256,7 +287,8 @@ def _validate(kind: type[Model], path: Path) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path}: {key}", f"is damaged ({first['msg']})", "write the file again") from None
+        where = f"{path}: {key}" if key else str(path)
+        raise RunError(where, f"is damaged ({first['msg']})", "write the file again") from None
 
 
 def _refuse_different(values: Sequence[tuple[str, str]], what: str, remedy: str) -> None:

@@ -137,7 +137,7 @@ def perplexity_notes(bases: Sequence[RunRecord]) -> list[str]:
     measured = [run for run in bases if run.results and run.results.perplexity]
     if missing := [run.name for run in bases if run not in measured]:
         notes.append(f"Not measured: {', '.join(missing)}. Measure with eval/run.py.")
-    lengths = {run.results.sequence_length for run in measured if run.results}
+    lengths = {length for run in measured if run.results and (length := run.results.sequence_length)}
     if len(lengths) > 1:
         notes.append(f"Measured with windows of different lengths ({_joined(lengths)} tokens): compare with care.")
     if not tables.has_common_domains(bases):
@@ -149,7 +149,8 @@ def perplexity_notes(bases: Sequence[RunRecord]) -> list[str]:
         if lost := _without_likelihood(run):
             notes.append(f"{run.name} gives no finite likelihood for {_enumeration(lost)}: dashes stand there.")
     trained_on = {run.facts.store for run in bases}
-    if any(run.results.data.fingerprint not in trained_on for run in measured if run.results):
+    measured_on = {run.results.data.fingerprint for run in measured if run.results and run.results.data}
+    if measured_on - trained_on:
         notes.append("Measured on another store than the runs were trained on.")
     return notes
 

@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from doge_ds.errors import ModelError
-from doge_ds.evaluation.perplexity import DomainPerplexity, HeldOutText, averages, measure_perplexity, window_batches
+from doge_ds.evaluation.perplexity import (
+    DomainLosses,
+    DomainPerplexity,
+    HeldOutText,
+    WindowOptions,
+    averages,
+    measure_domain,
+    measure_perplexity,
+    summary,
+)
 
 VOCABULARY, END = 23, 4
 
@@ -33,10 +43,16 @@ def text(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCABULARY, count).astype("<u2")
 
 
+def losses(
+    model: torch.nn.Module, tokens: np.ndarray, options: WindowOptions, batch_size: int = 3, **more: Any
+) -> DomainLosses:
+    return measure_domain(model, HeldOutText(tokens, 100), END, options, batch_size, **more)
+
+
 def measure(
     model: torch.nn.Module, tokens: np.ndarray, length: int = 8, batch_size: int = 3, of_bytes: int = 100
 ) -> DomainPerplexity:
-    return measure_perplexity(model, {"d": HeldOutText(tokens, of_bytes)}, END, length, batch_size)["d"]
+    return summary(losses(model, tokens, WindowOptions(length), batch_size), HeldOutText(tokens, of_bytes), seed=0)
 
 
 @settings(deadline=None, max_examples=40)
@@ -57,16 +73,6 @@ def test_a_bigram_model_shows_that_each_token_is_predicted_once_from_the_one_bef
     assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 77, rel=1e-6)
     assert (found.tokens, found.bytes) == (count, 77)
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 7))
-def test_windows_share_one_token_and_cover_the_stream(count: int, length: int, batch_size: int) -> None:
-    tokens = text(count, seed=count)
-    windows = [row.tolist() for batch in window_batches(tokens, END, length, batch_size) for row in batch]
-    assert [token for window in windows for token in window[1:]] == tokens.tolist()
-    assert [window[0] for window in windows] == [END, *(window[-1] for window in windows[:-1])]
-    assert all(len(window) == length for window in windows[:-1])
 
 
 GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 12, "initializer_range": 0.4}
@@ -102,6 +108,47 @@ def test_equals_a_float64_loop_one_window_at_a_time_whatever_the_batch_size(sett
     assert nats / 101 > math.log(VOCABULARY) * 1.02  # far from uniform, so equality says something
 
 
+@pytest.mark.parametrize("stride", [1, 4, 7, 11])
+@pytest.mark.parametrize("settings", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_overlapping_windows_give_each_token_the_context_that_was_promised(settings: dict, stride: int) -> None:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**settings, vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END)
+    )
+    tokens = text(53)
+    found = [losses(model, tokens, WindowOptions(12, stride), size) for size in (1, 4, 64)]
+    stream = [END, *tokens.tolist()]
+    exact = model.double().eval()
+    expected = []
+    for place in range(1, 54):  # of the token to predict, in the stream
+        # The first window begins at 0; each later one predicts `stride` tokens from the one after the last's end.
+        number = 0 if place < 12 else 1 + (place - 12) // stride
+        begin = number * stride
+        with torch.no_grad():
+            logits = exact(input_ids=torch.tensor([stream[begin:place]])).logits[0, -1]
+        expected.append(float(-logits.log_softmax(-1)[stream[place]]))
+        assert place - begin >= (12 - stride if number else 1)
+    for one in found:
+        assert one.tokens.sum() == 53
+        ends = np.cumsum(one.tokens)
+        assert one.nats == pytest.approx(
+            [sum(expected[end - n : end]) for end, n in zip(ends, one.tokens, strict=True)], rel=1e-6
+        )
+
+
+def test_more_context_helps_a_model_that_uses_it_and_nothing_is_counted_twice() -> None:
+    model, tokens = Bigram(torch.randn(VOCABULARY, VOCABULARY)), text(100)
+    found = [losses(model, tokens, WindowOptions(8, stride)).nats.sum() for stride in (None, 1, 3)]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-6)  # one token of context is all that it uses
+
+
+def test_progress_is_told_every_token_once() -> None:
+    told: list[int] = []
+    losses(Bigram(torch.zeros(VOCABULARY, VOCABULARY)), text(50), WindowOptions(8, 3), progress=told.append)
+    assert sum(told) == 50
+    assert told[0] == 7 + 3 + 3
+
+
 def test_the_last_position_which_training_never_predicts_from_is_never_used() -> None:
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**GPT2, vocab_size=VOCABULARY, bos_token_id=END, eos_token_id=END)
@@ -131,18 +178,24 @@ def test_averages_count_each_domain_the_same() -> None:
     found = measure_perplexity(Bigram(logits), texts, END, 8, 4)
     logs = [found[name].log_perplexity for name in "abc"]
     assert max(logs) - min(logs) > 0.01
-    assert averages(found) == pytest.approx(
+    summed = averages(found)
+    assert logs[ord(summed.pop("worst_domain")) - ord("a")] == summed["worst_log_perplexity"]
+    assert summed == pytest.approx(
         {
             "average_log_perplexity": sum(logs) / 3,
             "average_perplexity": sum(math.exp(log) for log in logs) / 3,
             "geometric_perplexity": math.prod(math.exp(log) for log in logs) ** (1 / 3),
+            "worst_log_perplexity": max(logs),
         }
     )
 
 
 def test_damaged_weights_are_named_with_the_domain() -> None:
+    told: list[int] = []
+    model = Bigram(torch.full((VOCABULARY, VOCABULARY), torch.nan))
     with pytest.raises(ModelError, match="the model on d: gives a log-likelihood of nan"):
-        measure(Bigram(torch.full((VOCABULARY, VOCABULARY), torch.nan)), text(9))
+        losses(model, text(900), WindowOptions(8), progress=told.append, name="d")
+    assert not told  # at once, not after all batches
 
 
 class Terminal(io.StringIO):
@@ -169,7 +222,8 @@ def test_a_log_file_gets_the_progress_bar_every_ten_seconds_and_not_every_second
     monkeypatch.setattr("tqdm.std.time", lambda: now)
     stream = Terminal(is_terminal)
     monkeypatch.setattr("sys.stderr", stream)
-    measure(OneSecondABatch(torch.zeros(VOCABULARY, VOCABULARY)), text(7 * 3 * 60))  # 60 batches
+    texts = {"d": HeldOutText(text(7 * 3 * 60), 100)}  # 60 batches
+    measure_perplexity(OneSecondABatch(torch.zeros(VOCABULARY, VOCABULARY)), texts, END, 8, 3)
     drawn = [part for part in stream.getvalue().split("\r") if "%" in part]
     assert least <= len(drawn) <= most
     assert "100%" in drawn[-1]
@@ -181,6 +235,6 @@ def test_a_hopeless_model_has_infinite_perplexity_and_a_finite_logarithm() -> No
     found = measure(Bigram(logits), np.ones(5, dtype="<u2"))
     assert found.log_perplexity == pytest.approx(2000)
     assert found.perplexity == math.inf
-    assert averages({"d": found}) == pytest.approx(
-        {"average_log_perplexity": 2000, "average_perplexity": math.inf, "geometric_perplexity": math.inf}
-    )
+    summed = averages({"d": found})
+    assert summed["average_log_perplexity"] == pytest.approx(2000)
+    assert summed["average_perplexity"] == summed["geometric_perplexity"] == math.inf

@@ -99,7 +99,7 @@ def spoil(path: Path, what: str) -> None:
         ("config.json={}", "config.json: model: is missing"),
         ("config.json=[]", "config.json: holds no JSON object"),
         ("metrics.jsonl=x\ny\n", "metrics.jsonl, line 1: is no JSON"),
-        ('results.json={"version": 1}', "results.json: data: is damaged (Field required)"),
+        ('results.json={"version": 1}', "results.json: is damaged (Value error, neither perplexity nor tasks)"),
         ('results.json={"version": 7}', "results.json: version: is damaged"),
         ("results.json={", "results.json, line 1, column 2: is no JSON"),
     ],

@@ -1,0 +1,147 @@
+"""What windows of tokens cost a model, in nats, without ever holding the logits of a whole batch.
+
+Logits are the largest tensor of a language model by far: 50,257 numbers a token against 384 to 4,096 of a hidden state.
+So the model runs as a whole, but its output embedding gets one row of each window; what it would have got is kept and
+goes through it in chunks that fit in a cache.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from doge_ds.errors import ModelError
+
+CHUNK_BYTES = 16 * 2**20
+
+
+class WindowLikelihood:
+    """Negative log-likelihoods of one model.
+
+    The model is called with input_ids, [batch, length], and returns an object with `logits`, [batch, length,
+    vocabulary]; with `document_mask` also with position_ids, by which transformers' models know packed documents.
+
+    Raises:
+        ModelError: with `document_mask`, the model lets tokens see other documents than their own.
+    """
+
+    def __init__(self, model: torch.nn.Module, document_mask: bool, end_of_text_id: int) -> None:
+        self._model: Any = model
+        self._document_mask, self._end_of_text_id = document_mask, end_of_text_id
+        find_head = getattr(self._model, "get_output_embeddings", None)
+        self._head = find_head() if find_head else None
+        if document_mask:
+            self._check_document_mask()
+
+    def nats(self, windows: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """Of the last `predicted` tokens of each window, [batch, length]: their sum, float64, [batch]."""
+        with torch.inference_mode():
+            inputs, labels = windows[:, :-1], windows[:, 1:]
+            length = inputs.shape[1]
+            is_predicted = torch.arange(length, device=windows.device) >= length - predicted.unsqueeze(1)
+            arguments = self._arguments(inputs)
+            if self._head is not None and (hidden := self._hidden_states(arguments)) is not None:
+                nats = self._in_chunks(hidden[is_predicted], labels[is_predicted])
+            else:
+                nats = torch.cat(
+                    [
+                        cross_entropy(row[chosen].float(), label[chosen], reduction="none")
+                        for row, label, chosen in zip(
+                            self._model(**arguments).logits, labels, is_predicted, strict=True
+                        )
+                    ]
+                )
+            return torch.stack([part.sum() for part in torch.split(nats.double(), predicted.tolist())])
+
+    def _arguments(self, inputs: torch.Tensor) -> dict[str, Any]:
+        arguments = {"input_ids": inputs, "use_cache": False}
+        if self._document_mask:
+            positions = document_positions(inputs, self._end_of_text_id)
+            if (positions[:, -1] != inputs.shape[1] - 1).any():  # else no document begins within these windows
+                arguments["position_ids"] = positions
+        return arguments
+
+    def _hidden_states(self, arguments: dict[str, Any]) -> torch.Tensor | None:
+        """What the output embedding gets, [batch, length, width]; None for a model whose logits are not its output.
+
+        Some models scale or cap the logits after it, some do without it. What the model returns for the last row of
+        each window is compared with what left the embedding: anything done in between shows. Such a model is asked
+        for all its logits from then on.
+        """
+        hidden: list[torch.Tensor] = []
+        left: list[torch.Tensor] = []
+
+        def keep_the_last_row(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            if not given or given[0].shape[:-1] != arguments["input_ids"].shape:
+                return None
+            hidden.append(given[0])
+            return (given[0][:, -1:], *given[1:])
+
+        def keep_what_leaves(_: torch.nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            left.append(output)
+
+        assert self._head is not None
+        hooks = [
+            self._head.register_forward_pre_hook(keep_the_last_row),
+            self._head.register_forward_hook(keep_what_leaves),
+        ]
+        try:
+            logits = self._model(**arguments).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(hidden) == len(left) == 1 and torch.equal(logits.float(), left[0].float()):
+            self._vocabulary = logits.shape[-1]
+            return hidden[0]
+        self._head = None
+        return None
+
+    def _in_chunks(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Nats of each label, [rows], from hidden states, [rows, width]."""
+        assert self._head is not None
+        rows = max(1, CHUNK_BYTES // (4 * self._vocabulary))
+        return torch.cat(
+            [
+                cross_entropy(self._head(part).float(), label, reduction="none")
+                for part, label in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
+            ]
+        )
+
+    def _check_document_mask(self) -> None:
+        """Two windows whose first documents differ: the logits of the second document must not."""
+        end = self._end_of_text_id
+        a, b, c = [token for token in range(4) if token != end][:3]
+        windows = torch.tensor([[end, a, b, a, end, c, a, b], [end, c, c, b, end, c, a, b]])
+        try:
+            with torch.inference_mode():
+                arguments = self._arguments(windows.to(next(self._model.parameters()).device))
+                one, other = self._model(**arguments).logits[:, 4:].float()
+            kept_apart = torch.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True)  # NaN is another fault
+        except (TypeError, ValueError):  # it takes no position_ids
+            kept_apart = False
+        if not kept_apart:
+            problem = f"{type(self._model).__name__} does not keep documents apart in a window"
+            raise ModelError("--document_mask", problem, "measure this model without it")
+
+
+def document_positions(inputs: torch.Tensor, end_of_text_id: int) -> torch.Tensor:
+    """How far each token is from the end-of-text token before its document, or from the window's first token.
+
+    [batch, length] to the same. The end-of-text token itself is at 0: it is the context of the document's first token.
+    """
+    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    starts = torch.where(inputs == end_of_text_id, places, 0).cummax(dim=1).values
+    return places - starts
+
+
+def negative_log_likelihood(model: torch.nn.Module, windows: torch.Tensor) -> float:
+    """Nats that the model needs for all but the first token of each window, [batch, length], summed in fp64."""
+    with torch.inference_mode():
+        logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+        labels = windows[:, 1:]
+        # A window at a time: fp32 logits of a whole batch would be the largest tensor of all.
+        losses = [
+            cross_entropy(row.float(), label, reduction="none").double().sum()
+            for row, label in zip(logits, labels, strict=True)
+        ]
+        return float(torch.stack(losses).sum())

@@ -72,9 +72,10 @@ class LmEval(Side):
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
-        words = Tokenizer(models.WordLevel({str(word): word for word in range(settings["vocabulary"])}, unk_token="0"))
+        vocabulary = {"<end>" if word == END else str(word): word for word in range(settings["vocabulary"])}
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token=str(END), bos_token=str(END))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", bos_token="<end>")
         self._model = HFLM(
             pretrained=self.model,
             tokenizer=tokenizer,

@@ -57,9 +57,9 @@ class TrainingConfig(_Section):
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints; the last is saved.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl, the last one too.")
-    gradient_checkpointing: bool = Field(
-        default=False, description="Recompute activations in the backward pass: less memory, a third more time."
-    )
+    eval_every: int | None = Field(default=None, ge=1, description="Steps between held-out evaluations; null: none.")
+    eval_windows: int = Field(default=64, ge=1, description="Held-out windows of each domain in one evaluation.")
+    gradient_checkpointing: bool = Field(default=False, description="Less memory for activations, a third more time.")
     compile: bool = Field(default=False, description="torch.compile, through DeepSpeed's engine.compile().")
     peak_tflops: float | None = Field(
         default=None, gt=0, description="TFLOP/s of one device in this precision, by its data sheet; for the MFU."

@@ -14,7 +14,7 @@ from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, StoreError
 from doge_ds.evaluation.collectives import from_all_ranks, from_rank_0
 from doge_ds.evaluation.comparison import Measured, as_text, compare
-from doge_ds.evaluation.fewshot import FewShotOptions, TaskResult, mean_accuracy, measure_task
+from doge_ds.evaluation.fewshot import FewShotOptions, TaskResult, check_tasks, mean_accuracy, measure_task
 from doge_ds.evaluation.finished import FinishedPieces
 from doge_ds.evaluation.models import (
     check_tokenizer,
@@ -110,8 +110,16 @@ class Evaluation:
         if not names and self._store is None:
             names = [DEFAULT_SUITE]
         self._tasks = choose_tasks(names, request.include_path)
-        self._data_root = Path(request.data_root) if request.data_root else None
-        check_datasets(self._tasks, self._data_root, request.include_path)
+        self._few_shot = FewShotOptions(
+            num_fewshot=request.num_fewshot,
+            limit=request.limit,
+            batch_size=request.batch_size,
+            seed=request.seed,
+            include_path=request.include_path,
+            data_root=Path(request.data_root) if request.data_root else None,
+            log_samples=request.log_samples,
+        )
+        check_datasets(self._tasks, self._few_shot.data_root, request.include_path)
         self.places = find_models(request.models)
         default = self.places[0].results if len(self.places) == 1 else Path("comparison")
         self._output = Output(request.output or default, len(self.places))
@@ -119,6 +127,7 @@ class Evaluation:
         for place in self.places:
             if place.folder is not None:
                 self._choose_windows(place.name, place.folder)
+        check_tasks(self._tasks, self._few_shot)
 
     def measure(self, place: ModelPlace) -> ModelResults:
         """Measure one model (collective). What was finished before is not measured again."""
@@ -262,16 +271,7 @@ class Evaluation:
 
     def _measure_tasks(self, model: "_LazyModel") -> dict[str, TaskResult]:
         """Each task by one rank, in turn, as one rank alone would do it."""
-        request = self._request
-        options = FewShotOptions(
-            num_fewshot=request.num_fewshot,
-            limit=request.limit,
-            batch_size=request.batch_size,
-            seed=request.seed,
-            include_path=request.include_path,
-            data_root=self._data_root,
-            log_samples=request.log_samples,
-        )
+        options = self._few_shot
         keys = {name: {"model": model.identity, "task": name, **asdict(options)} for name in self._tasks}
         done = from_rank_0(
             {name: self._pieces.task(key) for name, key in keys.items()} if self._is_first else {}, self._world_size

@@ -23,7 +23,9 @@ from doge_ds.data.loader import MixtureLoader
 from doge_ds.data.order import MixtureOrder
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, nearest
+from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.export import base_order, export_run
+from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.mixture import tokenizer_warning
 from doge_ds.mixture_schedule import BaseMixture, Stage, chosen_schedule, continued, mean_weights
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
@@ -56,6 +58,7 @@ class BaseJob:
     mixture: BaseMixture
     order: MixtureOrder
     loader: MixtureLoader
+    held_out: HeldOutSample
     model: Any
     deepspeed_config: dict[str, Any]
     monitors: dict[str, Any]
@@ -120,6 +123,7 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
     loader = MixtureLoader(
         store, order, training.global_batch_size, size, data.sequence_length, ranks.rank, ranks.world_size
     )
+    held_out = held_out_sample(config, store, domains, size, ranks)
     monitors = monitor_settings(config.deepspeed, options.output)
     facts = {
         "program": "train_base",
@@ -131,7 +135,20 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
     directory = RunDirectory(
         options.output, config, facts, "hf", options.resume, changes_mixture=mixture.changed_at is not None
     )
-    job = BaseJob(config, store, ranks, asked, mixture, order, loader, model, deepspeed_config, monitors, directory)
+    job = BaseJob(
+        config,
+        store,
+        ranks,
+        asked,
+        mixture,
+        order,
+        loader,
+        held_out,
+        model,
+        deepspeed_config,
+        monitors,
+        directory,
+    )
     refuse_too_many_epochs(domain_needs(job), data.max_epochs)
     return job
 
@@ -174,7 +191,8 @@ def train(job: BaseJob) -> bool:
     config, loader, directory = job.config, job.loader, job.directory
     if is_speaker := job.ranks.rank == 0:
         print(f"base: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {directory.path}")
-        print("\n".join([plan_table(domain_needs(job)), *mixture_lines(job)]), flush=True)
+        left_out = held_out_line(config, list(job.order.sequence_counts), job.held_out)
+        print("\n".join([plan_table(domain_needs(job)), *mixture_lines(job), *left_out]), flush=True)
         for warning in tokenizer_warnings(job):
             print(warning, file=sys.stderr, flush=True)
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
@@ -205,6 +223,7 @@ def train(job: BaseJob) -> bool:
         values = {"loss": losses.step_mean, "learning_rate": learning_rate, "applied": engine.was_step_applied()}
         if run.is_logged(step):
             values |= losses.since_last_call() | shares(job, step + 1)
+            values |= run.evaluate(step, lambda: job.held_out.measure(engine, engine.device))
         run.log(step, tokens, tokens * (step + 1), values, shown="")
         if checkpoints.is_due(step) or stop:
             checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "losses": losses.state_dict()})

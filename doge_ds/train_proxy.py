@@ -19,6 +19,8 @@ from doge_ds.config import ProxyConfig, config_hash, load_config
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, DivergedError, nearest
+from doge_ds.evaluation.held_out_sample import HeldOutSample
+from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.json_files import write_json
 from doge_ds.mixture import mixture_from_weights, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
@@ -44,6 +46,7 @@ class ProxyJob:
     ranks: Ranks
     train_domains: list[str]
     loader: ProxyLoader
+    held_out: HeldOutSample
     model: Any
     deepspeed_config: dict[str, Any]
     monitors: dict[str, Any]
@@ -94,27 +97,34 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
         ranks=ranks,
         runs_here=planned is None,
     )
-    loader = ProxyLoader(
+    loader = proxy_loader(config, store, micro_batch_size, ranks.rank, ranks.world_size)
+    held_out = held_out_sample(config, store, [*train_domains, *target_domains], micro_batch_size, ranks)
+    monitors = monitor_settings(config.deepspeed, options.output)
+    facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
+    directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
+    job = ProxyJob(config, store, ranks, train_domains, loader, held_out, model, deepspeed_config, monitors, directory)
+    refuse_too_many_epochs(domain_needs(job), data.max_epochs)
+    return job
+
+
+def proxy_loader(
+    config: ProxyConfig, store: TokenStore, micro_batch_size: int, rank: int = 0, world_size: int = 1
+) -> ProxyLoader:
+    """One rank's batches of a proxy run. Raises ConfigError and StoreError as `choose_domains` and the loader do."""
+    return ProxyLoader(
         store,
-        train_domains,
-        target_domains,
+        *choose_domains(config, store),
         mix=config.doge.target == "mix",
-        sequences_per_domain=training.sequences_per_domain,
+        sequences_per_domain=config.training.sequences_per_domain,
         micro_batch_size=micro_batch_size,
-        sequence_length=data.sequence_length,
-        seed=training.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        sequence_length=config.data.sequence_length,
+        seed=config.training.seed,
+        rank=rank,
+        world_size=world_size,
         domains_per_step=config.doge.domains_per_step,
         update_every=config.doge.update_every,
         first_update=config.doge.selection.steps if config.doge.selection else 0,
     )
-    monitors = monitor_settings(config.deepspeed, options.output)
-    facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
-    directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
-    job = ProxyJob(config, store, ranks, train_domains, loader, model, deepspeed_config, monitors, directory)
-    refuse_too_many_epochs(domain_needs(job), data.max_epochs)
-    return job
 
 
 def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], list[str]]:
@@ -215,6 +225,7 @@ def train(job: ProxyJob) -> bool:
             values |= step_metrics(weights, proposal, summary)
             values |= {"learning_rate": learning_rate, "applied": was_applied, **proxy.diagnostics.scalars()}
             values |= run.warn(proxy.diagnostics.warnings(finished=step + 1 == steps))
+            values |= run.evaluate(step, lambda: job.held_out.measure(proxy.engine, proxy.engine.device))
         tokens = [loader.samples(number) * job.config.data.sequence_length for number in (step, step + 1)]
         run.log(step, tokens[1] - tokens[0], tokens[1], values, shown=_shown(weights))
         if proxy.checkpoints.is_due(step) or summary.stop:
@@ -274,7 +285,8 @@ def domain_needs(job: ProxyJob, steps: int | None = None) -> list[DomainNeed]:
 def _print_plan(job: ProxyJob) -> None:
     """What is about to be read, of every row."""
     print(f"proxy: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {job.directory.path}")
-    print(plan_table(domain_needs(job)), flush=True)
+    domains = [name for name in job.loader.row_names if name in job.store.domains]  # not the mix
+    print("\n".join([plan_table(domain_needs(job)), *held_out_line(job.config, domains, job.held_out)]), flush=True)
 
 
 def _write_results(job: ProxyJob, proxy: Proxy) -> None:

@@ -81,6 +81,13 @@ def changed(section: str, key: str, value: object) -> dict:
         ({**PROXY, "trainin": {}}, "trainin: unknown key; did you mean 'training'?"),
         (changed("training", "steps", -5), "training.steps: -5 cannot stand; it should be greater than or equal to 1"),
         (changed("training", "steps", "10"), 'training.steps: "10" cannot stand; it should be a valid integer'),
+        (
+            changed("training", "eval_every", 0),
+            "training.eval_every: 0 cannot stand; it should be greater than or equal",
+        ),
+        (changed("training", "eval_every", -1), "training.eval_every: -1 cannot stand"),
+        (changed("training", "eval_windows", 0), "training.eval_windows: 0 cannot stand"),
+        (changed("training", "eval_windows", 2.5), "training.eval_windows: 2.5 cannot stand"),
         (changed("training", "steps", 10.5), "training.steps: 10.5 cannot stand; it should be a valid integer"),
         (
             changed("training", "learning_rate", 0),

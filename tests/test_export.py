@@ -48,13 +48,37 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return printed
 
 
-def test_what_is_no_base_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "hf"
     assert f"{tmp_path / 'nowhere'}: is no run directory" in refusal(capsys, tmp_path / "nowhere", "--output", output)
+    stray = tmp_path / "nowhere/checkpoints/step00000005"
+    assert f"{tmp_path / 'nowhere'}: is no run directory" in refusal(capsys, stray, "-o", output)
+    assert f"{run}/checkpoints: is no run directory" in refusal(capsys, run / "checkpoints", "-o", output)
     facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**facts, "program": "train_proxy"}))
-    assert f"{run}: is a run of train_proxy" in refusal(capsys, run, "--output", output)
+    (run / "run.json").write_text(json.dumps({**facts, "program": "train_proxy"}))  # which config.json is not of
+    assert "config.json: training.global_batch_size: unknown key" in refusal(capsys, run, "-o", output)
     assert not output.exists()
+
+
+def test_a_checkpoint_may_be_named_instead_of_its_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doge_ds.data.tokens.TokenStore.fingerprint", lambda self: "0123")
+    checkpoints, output = run / "checkpoints", tmp_path / "hf"
+    assert "step00000005: cannot be read (" in refusal(capsys, checkpoints / "step00000005", "-o", output)
+    assert "no checkpoint of step 15; the steps" in refusal(capsys, checkpoints / "step00000015", "-o", output)
+    printed = refusal(capsys, checkpoints / "step00000005", "-o", output, "--step", 10)
+    assert f"--step 10: is not the step of {checkpoints / 'step00000005'}" in printed
+    monkeypatch.chdir(checkpoints)
+    assert "step00000005: cannot be read (" in refusal(capsys, "step00000005/", "-o", output, "--step", 5)
+
+
+@pytest.mark.parametrize("size", ["0GB", "-1GB", "2", "GB", "2 GB", "1.5GB", "2GiB"])
+def test_a_size_of_files_that_is_none_is_refused(
+    run: Path, tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = refusal(capsys, run, "-o", tmp_path / "hf", f"--max_shard_size={size}")
+    assert f"--max_shard_size {size}: is no size; write it like 500MB or 2GB" in printed
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,15 @@ def test_an_unexpected_error_keeps_its_traceback(
         run_program(broken)
     assert caught.value.code == 1
     assert "ZeroDivisionError: a defect of ours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_evaluations_without_any_held_out_text(stage: str, tmp_path: Path) -> None:
+    tokens = np.arange(4000, dtype=np.uint16) % 64
+    # The store's other domains have some; a base that is not trained on them does not count it.
+    valid = {"y": tokens[:100]} if stage == "base" else {}
+    make_store(tmp_path / "store", dict.fromkeys("abcxy", tokens), valid)
+    config = write_config(tmp_path / "run.json", tmp_path / "store", stage, training={"eval_every": 5})
+    printed = refusal(stage, config, tmp_path / "run")
+    assert f"training.eval_every: no domain of the run has held-out text in {tmp_path / 'store'}; leave it" in printed
+    assert not (tmp_path / "run").exists()

@@ -6,8 +6,8 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,17 @@ class TaskResult:
         return {**self.metrics, **facts}
 
 
+def check_tasks(tasks: Iterable[str], options: FewShotOptions) -> None:
+    """Load every task with its questions, so that one that cannot be ends an evaluation before it begins.
+
+    Raises:
+        ConfigError: a task cannot be loaded.
+    """
+    for task in tasks:
+        with _quiet():
+            _load(task, options)
+
+
 def measure_task(model: Any, tokenizer: Any, task: str, options: FewShotOptions, device: str) -> TaskResult:
     """Run one task; on this rank alone, whatever other ranks do.
 
@@ -75,24 +86,21 @@ def measure_task(model: Any, tokenizer: Any, task: str, options: FewShotOptions,
         task: a name that `choose_tasks` has returned.
 
     Raises:
-        ConfigError: its dataset cannot be loaded.
+        ConfigError: its dataset cannot be loaded, or it has fewer examples than asked for.
         ModelError: a likelihood is not a number.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
     limit = options.limit if options.limit is None or options.limit < 1 else int(options.limit)
     # simple_evaluate hands its batch size only to a model that it creates itself; one that it is given has its own.
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, device=device)
-    # lm-eval's bars, one endless line in a log file.
-    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    with _as_only_rank(), bars:
+    with _as_only_rank(), _quiet():
+        loaded = _load(task, options)
         try:
             found = lm_eval.simple_evaluate(
                 wrapped,
-                tasks=[definition_for(task, options.data_root, options.include_path)],
+                tasks=loaded,
                 num_fewshot=options.num_fewshot,
                 limit=limit,
                 log_samples=True,
@@ -102,8 +110,9 @@ def measure_task(model: Any, tokenizer: Any, task: str, options: FewShotOptions,
                 torch_random_seed=options.seed,
                 fewshot_random_seed=options.seed,
             )
-        except (OSError, ValueError) as error:  # what `datasets` raises where a dataset or a part of it is not there
-            raise ConfigError(f"--tasks {task}", f"cannot be run ({first_line(error)})", "check its dataset") from error
+        except ValueError as error:  # above all more examples than there are
+            remedy = "lower --num_fewshot, or check its dataset"
+            raise ConfigError(f"--tasks {task}", f"cannot be run ({first_line(error)})", remedy) from error
     return _result(task, found, options.log_samples)
 
 
@@ -111,6 +120,28 @@ def mean_accuracy(results: Mapping[str, TaskResult]) -> float | None:
     """The mean of `acc` over the tasks that have one; None where none has."""
     found = [acc for result in results.values() if (acc := result.metrics.get("acc")) is not None]
     return math.fsum(found) / len(found) if found else None
+
+
+def _load(task: str, options: FewShotOptions) -> list[Any]:
+    """The task with its questions, as lm-eval's object. Raises ConfigError."""
+    manager = task_manager(options.include_path)
+    try:
+        loaded = manager.load([definition_for(task, options.data_root, options.include_path)])
+    except Exception as error:  # a dozen kinds: no network, a dataset that is a program, no such split or column
+        problem = f"cannot be loaded ({type(error).__name__}: {first_line(error)})"
+        remedy = f"bring its dataset with eval/prefetch.py --tasks {task} --to DIR and give --data_root DIR"
+        raise ConfigError(f"--tasks {task}", problem, remedy) from error
+    return list(loaded["tasks"].values())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Errors only, and no bars in a log file, where they are one endless line."""
+    for name in ("lm_eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    bars = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    with bars, redirect_stdout(sys.stderr):  # what is printed of batch size auto; the tables go to standard output
+        yield
 
 
 @contextmanager
@@ -127,7 +158,7 @@ def _as_only_rank() -> Iterator[None]:
 
 
 def _result(task: str, found: Any, keeps_samples: bool) -> TaskResult:
-    samples = found["samples"][task]
+    samples = found["samples"][task]  # of a task with several filters, each question once a filter
     for sample in samples:
         for response in sample["filtered_resps"]:
             value = response[0] if isinstance(response, list | tuple) else response
@@ -144,6 +175,6 @@ def _result(task: str, found: Any, keeps_samples: bool) -> TaskResult:
         found["n-shot"][task],
         found["n-samples"][task]["effective"],
         found["versions"].get(task),
-        [float(sample["acc"]) for sample in samples if "acc" in sample],
+        [float(sample["acc"]) for sample in samples if "acc" in sample and sample["filter"] == samples[0]["filter"]],
         json.loads(json.dumps(samples, default=str)) if keeps_samples else None,
     )

@@ -1,13 +1,11 @@
 """Held-out perplexity: every token of every domain predicted exactly once, on any number of ranks."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from doge_ds.errors import ModelError
 from doge_ds.evaluation.intervals import average_difference, difference, log_perplexity, log_perplexity_interval
@@ -23,7 +21,6 @@ __all__ = [
     "averages",
     "difference",
     "measure_domain",
-    "measure_perplexity",
     "negative_log_likelihood",
     "summary",
     "window_batches",
@@ -129,34 +126,6 @@ def averages(domains: Mapping[str, DomainPerplexity]) -> dict[str, float | str]:
         "worst_domain": worst,
         "worst_log_perplexity": domains[worst].log_perplexity,
     }
-
-
-def measure_perplexity(
-    model: torch.nn.Module,
-    texts: Mapping[str, HeldOutText],
-    end_of_text_id: int,
-    sequence_length: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-) -> dict[str, DomainPerplexity]:
-    """Perplexity of each domain, with a progress bar.
-
-    Raises:
-        ModelError: a domain's likelihood is not finite.
-    """
-    found = {}
-    tokens = sum(len(text.tokens) for text in texts.values())
-    is_watched = sys.stderr.isatty()
-    interval = 1.0 if is_watched else 10.0  # seconds; a job's log keeps every line
-    options = WindowOptions(sequence_length)
-    with tqdm(total=tokens, unit=" tokens", unit_scale=True, dynamic_ncols=True, mininterval=interval) as bar:
-        for name, text in texts.items():
-            bar.set_postfix_str(name, refresh=is_watched)
-            losses = measure_domain(
-                model, text, end_of_text_id, options, batch_size, device, progress=bar.update, name=name
-            )
-            found[name] = summary(losses, text, seed=0)
-    return found
 
 
 def _exponential(nats: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from doge_ds.errors import ConfigError
 from doge_ds.evaluation.models import first_line
-from doge_ds.evaluation.tasks import MARK, TaskDataset, dataset_of
+from doge_ds.evaluation.tasks import MARK, UNFINISHED, TaskDataset, dataset_of
 
 # Where the hub keeps what it made of a dataset that is a program: CONFIGURATION/SPLIT/*.parquet.
 CONVERTED = "refs/convert/parquet"
@@ -44,31 +44,44 @@ def prefetch(tasks: Sequence[str], root: Path, include_path: Path | None = None)
 def _download(path: str, folder: Path) -> None:
     """One repository; the mark is written when all of it is there."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import RevisionNotFoundError
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / UNFINISHED).touch()
+    except OSError as error:
+        raise ConfigError(f"--to {folder}", f"cannot be written ({error.strerror})", "name another folder") from None
+    try:
         revision = HfApi().dataset_info(path).sha
         files = HfApi().list_repo_files(path, repo_type="dataset", revision=revision)
         is_program = any(file == f"{path.split('/')[-1]}.py" for file in files)
         if is_program:  # `datasets` runs no programs of others any more
             revision = HfApi().dataset_info(path, revision=CONVERTED).sha
         snapshot_download(path, repo_type="dataset", revision=revision, local_dir=folder)
-        if is_program:
-            (folder / "README.md").write_text(_readme(folder), encoding="utf-8")
+    except RevisionNotFoundError:
+        problem = "is a program, which `datasets` no longer runs, and the hub has no converted copy"
+        raise ConfigError(
+            f"the dataset {path}", problem, "leave the task out, or point it to a copy by --include_path"
+        ) from None
     except Exception as error:  # the hub's and its HTTP library's own, a dozen kinds, and OSError of the disk
         remedy = "run this on a machine with internet; called again, it goes on where it stopped"
         raise ConfigError(f"the dataset {path}", f"cannot be downloaded ({first_line(error)})", remedy) from None
+    if is_program:
+        (folder / "README.md").write_text(_readme(path, folder), encoding="utf-8")
+    (folder / UNFINISHED).unlink(missing_ok=True)
     (folder / MARK).write_text(json.dumps({"repository": path, "revision": revision}) + "\n")
 
 
-def _readme(folder: Path) -> str:
-    """What tells `datasets` which files are which configuration and split."""
+def _readme(path: str, folder: Path) -> str:
+    """What tells `datasets` which files are which configuration and split. Raises ConfigError where it is a part."""
     import yaml
 
     configurations: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*/*/*.parquet")):
         configuration, split = file.parts[-3:-1]
-        entry = {"split": split.removeprefix("partial-"), "path": f"{configuration}/{split}/*.parquet"}
+        if split.startswith("partial-"):  # of datasets above some GB the hub converts the beginning only
+            raise ConfigError(f"the dataset {path}", f"is converted in part only ({split})", "leave the task out")
+        entry = {"split": split, "path": f"{configuration}/{split}/*.parquet"}
         if entry not in configurations.setdefault(configuration, []):
             configurations[configuration].append(entry)
     listed = [{"config_name": name, "data_files": files} for name, files in configurations.items()]

@@ -18,6 +18,9 @@ SUITES = {"doge6": ("copa", "sciq", "logiqa", "piqa", "wic", "winogrande")}
 MARK = ".doge_ds_complete.json"
 """In a folder that eval/prefetch.py made, once all of the dataset is there."""
 
+UNFINISHED = ".doge_ds_unfinished"
+"""In such a folder until then: what is there without MARK may also be a user's own copy."""
+
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -133,10 +136,13 @@ def _definition(task: str, manager: Any) -> dict[str, Any]:
 
 def _has_files(folder: Path) -> bool:
     """Whether there is any data, and no download that was broken off."""
-    if (folder / ".cache").is_dir() and not (folder / MARK).is_file():
+    if (folder / MARK).is_file():
+        return True
+    if (folder / UNFINISHED).is_file() or any(folder.glob(".cache/**/*.incomplete")):
         return False
     return any(
-        file.suffix in (".parquet", ".jsonl", ".json", ".arrow", ".csv") and ".cache" not in file.parts
+        file.suffix in (".parquet", ".jsonl", ".json", ".arrow", ".csv")
+        and ".cache" not in file.relative_to(folder).parts
         for file in (folder.rglob("*") if folder.is_dir() else [])
     )
 
@@ -146,10 +152,10 @@ def _is_cached(repository: str) -> bool:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        snapshot_download(repository, repo_type="dataset", local_files_only=True)
+        folder = snapshot_download(repository, repo_type="dataset", local_files_only=True)
     except LocalEntryNotFoundError:
         return False
-    return True
+    return _has_files(Path(folder))  # a failed try leaves README.md alone
 
 
 def _unique(values: dict[str, str]) -> list[str]:

@@ -33,6 +33,7 @@ class ProxySection:
     run: RunRecord
     weights: Chart | None
     losses: Chart | None
+    held_out: Chart | None
     cosines: Table | None
     cosines_note: str
     note: str
@@ -46,6 +47,7 @@ class BaseSection:
 
     run: RunRecord
     losses: Chart | None
+    held_out: Chart | None
     shares: Table
     note: str
 
@@ -117,20 +119,22 @@ def domain_order(runs: Sequence[RunRecord]) -> list[str]:
     for run in runs:
         for name, weight in (run.mixture.domains if run.mixture else {}).items():
             weights.setdefault(name, weight)
-    others = [name for run in runs for name in run.metrics.names("loss/")]
+    keys = ("loss/", "held_out_log_perplexity/")
+    others = [name for run in runs for key in keys for name in run.metrics.names(key)]
     return list(dict.fromkeys([*targets, *sorted(weights, key=lambda name: -weights[name]), *others]))
 
 
 def _proxy_section(run: RunRecord, number: int, order: Sequence[str], points: int) -> ProxySection:
     metrics, steps = run.metrics, run.metrics.steps
     if not len(steps):
-        return ProxySection(run, None, None, None, "", words.progress_note(run, points), None, [])
+        return ProxySection(run, None, None, None, None, "", words.progress_note(run, points), None, [])
     weights = _weight_chart(run, number, order, points) if metrics.names("weight/") else None
     cosines = tables.cosine_table(run) if metrics.cosines is not None else None
     return ProxySection(
         run,
         weights,
         _loss_chart(run, f"p{number}", order, points),
+        _held_out_chart(run, f"hp{number}", order, points),
         cosines,
         words.cosines_note(run),
         words.progress_note(run, points),
@@ -141,7 +145,8 @@ def _proxy_section(run: RunRecord, number: int, order: Sequence[str], points: in
 
 def _base_section(run: RunRecord, number: int, order: Sequence[str], points: int) -> BaseSection:
     chart = _loss_chart(run, f"b{number}", order, points) if len(run.metrics.steps) else None
-    return BaseSection(run, chart, tables.share_table(run), words.progress_note(run, points))
+    held_out = _held_out_chart(run, f"hb{number}", order, points)
+    return BaseSection(run, chart, held_out, tables.share_table(run), words.progress_note(run, points))
 
 
 def _weight_chart(run: RunRecord, number: int, order: Sequence[str], points: int) -> Chart:
@@ -169,6 +174,16 @@ def _loss_chart(run: RunRecord, name: str, order: Sequence[str], points: int) ->
         panels.append(Panel("Learning rate", "", run.metrics.steps, series, height=80, is_labelled=False))
     caption = "Training loss of each domain over the steps, and the learning rate of the step."
     return figures.draw_chart(name, panels, order, words.losses_description(run), caption, points)
+
+
+def _held_out_chart(run: RunRecord, name: str, order: Sequence[str], points: int) -> Chart | None:
+    """What `training.eval_every` measured of each domain; None where it was not set."""
+    if not (series := _series(run, "held_out_log_perplexity/")):
+        return None
+    title = "Held-out log-perplexity during training"
+    panels = [Panel(title, "nats per token", run.metrics.steps, series)]
+    caption = f"{title}, on the same windows of each domain every time."
+    return figures.draw_chart(name, panels, order, words.held_out_description(run), caption, points)
 
 
 def _series(run: RunRecord, prefix: str) -> dict[str, np.ndarray]:

@@ -94,17 +94,26 @@ def weights_description(run: RunRecord) -> str:
 
 def losses_description(run: RunRecord) -> str:
     """The loss chart in words."""
+    rate = run.metrics.last("learning_rate")
+    ending = "" if rate is None else f"; the learning rate ends at {rate:.2g}"
+    return f"Line chart of training losses in nats per token, {_first_and_last(run, 'loss/')}{ending}."
+
+
+def held_out_description(run: RunRecord) -> str:
+    """The chart of held-out log-perplexities in words."""
+    return f"Line chart of held-out log-perplexities, {_first_and_last(run, 'held_out_log_perplexity/')}."
+
+
+def _first_and_last(run: RunRecord, prefix: str) -> str:
+    """Of a column for each domain, over the steps that are logged."""
     texts = []
-    for name in run.metrics.names("loss/"):
-        values = run.metrics.columns[f"loss/{name}"]
+    for name in run.metrics.names(prefix):
+        values = run.metrics.columns[f"{prefix}{name}"]
         known = values[np.isfinite(values)]
         if len(known):
             texts.append(f"{name} from {known[0]:.2f} to {known[-1]:.2f}")
     first, last = run.metrics.steps[[0, -1]]
-    rate = run.metrics.last("learning_rate")
-    ending = "" if rate is None else f"; the learning rate ends at {rate:.2g}"
-    shown = _enumeration(texts)
-    return f"Line chart of training losses in nats per token, step {first:.0f} to {last:.0f}: {shown}{ending}."
+    return f"step {first:.0f} to {last:.0f}: {_enumeration(texts)}"
 
 
 def cosines_note(run: RunRecord) -> str:
@@ -196,4 +205,6 @@ def _aim(run: RunRecord) -> str:
 
 def _is_trouble(key: str, run: RunRecord) -> bool:
     """Whether a null of this key means trouble: a base's loss of a domain is null where none of it was drawn."""
+    if key.startswith("held_out_log_perplexity"):
+        return True
     return key.startswith(("loss", "weight/", "score/", "gradient_norm/")) and (run.is_proxy or key == "loss")

@@ -24,6 +24,7 @@ def export_checkpoint(
     card: str,
     output: Path,
     dtype: torch.dtype = torch.float32,
+    max_shard_size: str | None = None,
 ) -> None:
     """Write `output`: safetensors, config.json, the tokenizer and README.md; in one piece or not at all.
 
@@ -35,6 +36,7 @@ def export_checkpoint(
         card: README.md.
         output: the new folder; replaced where it exists.
         dtype: of the saved tensors; the checkpoint's are fp32.
+        max_shard_size: of one safetensors file, such as "2GB"; None for transformers' own.
 
     Raises:
         RunError: the checkpoint cannot be read, it does not fit the model, or the output cannot be written.
@@ -47,7 +49,7 @@ def export_checkpoint(
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
         shutil.copytree(tokenizer_folder, temporary, dirs_exist_ok=True)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(output, ignore_errors=True)

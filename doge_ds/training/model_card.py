@@ -24,48 +24,60 @@ def model_card(
     Args:
         name: of the run.
         config: its resolved run configuration.
-        facts: its run.json: ranks, mixture, hashes of store and tokenizer.
+        facts: its run.json: program, ranks, mixture, hashes of store and tokenizer. A proxy's mixture are the weights
+            that it has learned, None before its end.
         parameters: of the model, tied ones counted once.
         step: optimizer steps that were done.
-        tokens: of each domain that the model was trained on until then.
+        tokens: of each domain that the model was trained on until then; of a proxy, its targets' too.
         dtype: of the saved tensors.
     """
-    total = sum(tokens.values())
     front = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["doge_ds", "pretrained"])
-    start = config["model"].get("pretrained")
+    start, training = config["model"].get("pretrained"), config["training"]
+    is_proxy = facts["program"] == "train_proxy"
+    each = training["sequences_per_domain" if is_proxy else "global_batch_size"]
+    weight = "learned weight" if is_proxy else "mean weight" if facts.get("schedule") else "weight"
+    mixture = "" if is_proxy else " --mixture mixture.json"
+    weights = facts["mixture"] or {}
     rows = [
-        f"| {domain} | {weight:.4f} | {tokens[domain]:,} |"
-        for domain, weight in sorted(facts["mixture"].items(), key=lambda item: -item[1])
+        f"| {domain.strip('<>')} | {f'{weights[domain]:.4f}' if domain in weights else '-'} | {count:,} |"
+        for domain, count in sorted(tokens.items(), key=lambda item: -weights.get(item[0], -1.0))
     ]
     versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in LIBRARIES)
-    mixture: dict[str, Any] = {"version": 1, "domains": facts["mixture"]}
-    weight = "weight"
-    if facts.get("schedule"):
-        mixture, weight = {"version": 1, "schedule": facts["schedule"]}, "mean weight"
     return "\n".join(
         [
             f"---\n{front.to_yaml()}\n---",
             f"# {name}\n",
             f"{config['model'].get('model_type', start)}, {parameters:,} parameters, saved in {dtype}; "
             f"{'trained on from ' + str(start) if start else 'pretrained from scratch'} with doge_ds on "
-            f"{total:,} tokens: {step:,} steps of {config['training']['global_batch_size']:,} sequences of "
+            f"{sum(tokens.values()):,} tokens: {step:,} steps of {each:,} sequences{' of each domain,' * is_proxy} of "
             f"{config['data']['sequence_length']:,} tokens.\n",
             "## Data\n",
             f"| domain | {weight} in the mixture | tokens seen |\n|---|---:|---:|",
             *rows,
             "",
-            f"Mixture: {_described(facts.get('mixture_from', {}))}. Token store `{facts['store']}`, tokenizer (sha256) "
-            f"`{facts['tokenizer_sha256']}`.\n",
+            f"Mixture: {_proxy(facts) if is_proxy else _described(facts.get('mixture_from', {}))}. Token store "
+            f"`{facts['store']}`, tokenizer (sha256) `{facts['tokenizer_sha256']}`.\n",
             "## To do it again\n",
             f"With the same token store, on {facts['ranks']} ranks ({versions}):\n",
-            "    deepspeed doge_ds/train_base.py --config run.json --mixture mixture.json\n",
+            f"    deepspeed doge_ds/{facts['program']}.py --config run.json{mixture}\n",
             "`run.json`:\n",
-            f"```json\n{json.dumps(config, indent=2)}\n```\n",
-            "`mixture.json`:\n",
-            f"```json\n{json.dumps(mixture, indent=2)}\n```",
+            f"```json\n{json.dumps(config, indent=2)}\n```",
+            *([] if is_proxy else _mixture_file(facts)),
             "",
         ]
     )
+
+
+def _mixture_file(facts: Mapping[str, Any]) -> list[str]:
+    """What a base is trained on, to be given to --mixture."""
+    of_run = {"schedule": facts["schedule"]} if facts.get("schedule") else {"domains": facts["mixture"]}
+    return ["\n`mixture.json`:\n", f"```json\n{json.dumps({'version': 1, **of_run}, indent=2)}\n```"]
+
+
+def _proxy(facts: Mapping[str, Any]) -> str:
+    """What a proxy has to do with a mixture, in words."""
+    what = "this model is the proxy of a DoGE run, made to learn domain weights"
+    return f"{what}; those above are their mean over the whole run" if facts["mixture"] else f"{what}, not finished yet"
 
 
 def _described(source: Mapping[str, Any]) -> str:

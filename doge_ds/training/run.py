@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -34,6 +34,8 @@ FREE_KEYS = (
     "config.training.checkpoint_every",
     "config.training.keep_checkpoints",
     "config.training.log_every",
+    "config.training.eval_every",
+    "config.training.eval_windows",
     "config.training.gradient_checkpointing",
     "config.training.peak_tflops",
     "config.training.export_dtype",
@@ -148,7 +150,7 @@ class Run:
         Args:
             directory: created already.
             first_step: steps that the checkpoint has behind it.
-            training: steps and log_every.
+            training: steps, log_every and eval_every.
             monitors: as `monitor_settings` returns them.
             throughput: of this run's model and ranks.
             is_speaker: this is rank 0: it writes files and the progress line.
@@ -189,7 +191,22 @@ class Run:
 
     def is_logged(self, step: int) -> bool:
         """Whether metrics.jsonl gets a line for this 0-based step."""
-        return (step + 1) % self._training.log_every == 0 or step + 1 == self._training.steps
+        is_last = step + 1 == self._training.steps
+        return (step + 1) % self._training.log_every == 0 or is_last or self._is_evaluated(step)
+
+    def _is_evaluated(self, step: int) -> bool:
+        every = self._training.eval_every
+        return every is not None and ((step + 1) % every == 0 or step + 1 == self._training.steps)
+
+    def evaluate(self, step: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `measure` finds (collective) after a 0-based step of `eval_every`; nothing after others.
+
+        Its time counts in `seconds` and not in `tokens_per_second`.
+        """
+        if not self._is_evaluated(step):
+            return {}
+        with self._throughput.paused():
+            return measure()
 
     def log(self, step: int, tokens: int, tokens_so_far: int, values: Mapping[str, Any], shown: str) -> None:
         """After a step: the progress line, and on logged steps a line of metrics.jsonl and the monitors.

@@ -1,6 +1,8 @@
 """How fast a run is, and how much of its devices it uses."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -27,6 +29,13 @@ class Throughput:
     def restart(self) -> None:
         """Count from here on."""
         self._tokens, self._since = 0, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of this block is none of the tokens'."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
     def rates(self) -> dict[str, float]:
         """For metrics.jsonl: `tokens_per_second`, `tokens_per_second_per_device`, and where there is enough to tell

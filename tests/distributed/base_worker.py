@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import deepspeed
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
 from doge_ds.config import BaseConfig, load_config
+from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import Checkpoints, start_engine
 from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, seed_everything, start_process_group
@@ -28,7 +30,7 @@ def mean_and_deviation(model: torch.nn.Module) -> dict[str, tuple[float, float]]
     return found
 
 
-def a_few_steps(config: BaseConfig, ranks: Ranks, **training: object) -> dict[str, object]:
+def a_few_steps(config: BaseConfig, ranks: Ranks, is_evaluated: bool = False, **training: object) -> dict[str, object]:
     """Losses of a fresh tied model whose every tensor is gathered for use and given back after it.
 
     And what shows that an option was not ignored: how often a layer computed in all steps, and what is offloaded.
@@ -40,7 +42,9 @@ def a_few_steps(config: BaseConfig, ranks: Ranks, **training: object) -> dict[st
     computed = []
     model.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: computed.append(1))
     engine = start_engine(model, ds_config, settings)
-    losses = []
+    losses, held_out = [], []
+    texts = {"a": np.arange(100, dtype=np.uint16) % 64, "b": np.arange(30, dtype=np.uint16) % 3}
+    sample = HeldOutSample(texts, 0, 16, 3, 2, (ranks.rank, ranks.world_size))
     for step in range(settings.steps):
         seed_everything(step, ranks.rank)  # of dropout, and of the tokens
         tokens = torch.randint(64, (2, 16))
@@ -48,9 +52,13 @@ def a_few_steps(config: BaseConfig, ranks: Ranks, **training: object) -> dict[st
         engine.backward(loss)
         engine.step()
         losses.append(float(loss))
+        if is_evaluated:
+            held_out.append(sample.measure(engine, engine.device))
     offloaded = [engine.optimizer.offload_optimizer, engine.optimizer.offload_param]
+    parameters = mean_and_deviation(engine.module)
     engine.destroy()
-    return {"losses": losses, "times_computed": len(computed), "offloaded": offloaded}
+    found = {"losses": losses, "parameters": parameters, "held_out": held_out}
+    return found | {"times_computed": len(computed), "offloaded": offloaded}
 
 
 def main() -> None:
@@ -80,6 +88,7 @@ def main() -> None:
     offload = load_config(BaseConfig, folder / "base.json", [f"deepspeed={ROOT / 'ds_configs/zero3_offload_cpu.json'}"])
     results["plain_steps"] = a_few_steps(config, ranks)
     results["checkpointed_steps"] = a_few_steps(config, ranks, gradient_checkpointing=True)
+    results["evaluated_steps"] = a_few_steps(config, ranks, is_evaluated=True, gradient_checkpointing=True)
     results["offloaded_steps"] = a_few_steps(offload, ranks)
     pretrained = str(folder / "base_undisturbed" / "hf")
     started = build_model(model_config({"pretrained": pretrained}, 64, 0, 16), ds_config, config.training, pretrained)

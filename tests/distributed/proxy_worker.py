@@ -8,19 +8,41 @@ One start serves many scenarios: a start costs 15 s, a scenario one or two.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
 
 from doge_ds.config import DogeConfig, ProxyTrainingConfig
+from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.reweight.doge import DomainWeights
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients
-from doge_ds.training.engine import cut_into_micro_batches, start_engine
+from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
 from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, start_process_group
 from doge_ds.training.model import build_model, model_config
 from doge_ds.training.selection import TensorSelection
-from tests.distributed.scenarios import batches_of, freeze, rows_of
+from tests.distributed.scenarios import STEPS, batches_of, freeze, rows_of
+
+
+def held_out(scenario: dict, batch_size: int, ranks: Ranks) -> HeldOutSample:
+    """A few windows of every row; none in a scenario that does not measure them."""
+    texts = {
+        row: part.flatten().numpy() for row, part in zip(scenario["rows"], batches_of(scenario, 9999), strict=True)
+    }
+    chosen = texts if "evaluated_every" in scenario else {}
+    return HeldOutSample(chosen, 0, scenario["length"], 3, batch_size, (ranks.rank, ranks.world_size))
+
+
+def save_with_logits(engine: Any, scenario: dict, training: ProxyTrainingConfig, folder: Path) -> None:
+    """Of a scenario that measures held-out text: a checkpoint, and what its engine says of the first tokens."""
+    if "evaluated_every" not in scenario:
+        return
+    tokens = batches_of(scenario, 0)[0]
+    Checkpoints(folder / "checkpoints", training).save(engine, training.steps, {})
+    engine.eval()
+    with torch.no_grad():
+        torch.save(engine(input_ids=tokens).logits, folder / f"logits{engine.global_rank}.pt")
 
 
 def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
@@ -44,7 +66,8 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
     selection = TensorSelection(engine, gradients, doge.selection)
     weights = DomainWeights(rows[:train_rows], rows, doge)
     history: dict[str, list] = {"weights": [], "losses": [], "gram": [], "scores": [], "applied": [], "count": []}
-    history["loss_scales"] = []
+    history["loss_scales"], history["held_out"] = [], []
+    sample = held_out(scenario, size, ranks)
     for step in range(training.steps):
         if step in (5, 25):  # as a resumed run takes them over, while a selection is being measured and after it
             states = json.loads(json.dumps([weights.state_dict(), selection.state_dict()]))
@@ -52,6 +75,7 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
             weights.load_state_dict(states[0])
             selection = TensorSelection(engine, gradients, doge.selection)
             selection.load_state_dict(states[1])
+        history["held_out"] += [sample.measure(engine)] if step % scenario.get("evaluated_every", STEPS) == 0 else []
         chosen, is_update = rows_of(scenario, step)
         tokens_of_rows = batches_of(scenario, step)
         mine = {row: tokens_of_rows[row][ranks.rank * size * count :][: size * count].split(size) for row in chosen}
@@ -89,6 +113,7 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
         result["groups"] = len(engine.optimizer.partition_size)
         (folder / f"{scenario['name']}.json").write_text(json.dumps(result))
         torch.save(engine.module.state_dict(), folder / f"{scenario['name']}.final.pt")
+    save_with_logits(engine, scenario, training, folder)
     engine.destroy()
 
 

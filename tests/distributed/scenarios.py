@@ -134,6 +134,10 @@ SKIPPED = [
 HALF = [scenario("fp16", "all", doge={"preset": "official"}, deepspeed=FP16)]
 
 
+# "all_paper" once more, with held-out text measured now and then, and a checkpoint at the end.
+EVALUATED = [scenario("evaluated", "all", doge={"preset": "paper"}, evaluated_every=20)]
+
+
 def rows_of(scenario: dict, step: int) -> tuple[list[int], bool]:
     """Numbers of the rows that a step has, and whether it updates the weights."""
     doge, train = scenario["doge"], scenario["train_rows"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.distributed.ranks import ROOT
@@ -29,6 +29,7 @@ def small_store(path: Path) -> Path:
 
     words = {"</s>": 0, **{f"w{number}": number for number in range(1, 64)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     saved = path.with_name(path.name + "_tokenizer")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(saved)
     kinds = {"a": (3, 0.0), "b": (5, 0.5), "c": (7, 0.1), "x": (5, 0.4)}

@@ -9,15 +9,27 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from doge_ds.config import DogeConfig
+from doge_ds.training.hugging_face import export_checkpoint
 from doge_ds.training.model import model_config
 from tests import reference_doge as reference
 from tests import reference_extensions as extensions
 from tests.distributed.ranks import torchrun
-from tests.distributed.scenarios import EXACT, EXTENDED, HALF, ROUNDED, SKIPPED, STEPS, batches_of, freeze, rows_of
+from tests.distributed.scenarios import (
+    EVALUATED,
+    EXACT,
+    EXTENDED,
+    HALF,
+    ROUNDED,
+    SKIPPED,
+    STEPS,
+    batches_of,
+    freeze,
+    rows_of,
+)
 
 NAMES = [scenario["name"] for scenario in EXACT]
 EXTENDED_NAMES = [scenario["name"] for scenario in EXTENDED]
-SCENARIOS = [*EXACT, *EXTENDED, *ROUNDED, *SKIPPED, *HALF]
+SCENARIOS = [*EXACT, *EXTENDED, *ROUNDED, *SKIPPED, *HALF, *EVALUATED]
 WORLD_SIZES = [1, 2, 4]
 
 
@@ -186,3 +198,40 @@ def test_fp16_skips_what_overflows_and_equals_the_reference_without_these_steps(
     assert found["mean"] == pytest.approx(wanted.mean(dim=0).tolist(), abs=0.002)
     wanted_gram = torch.tensor(history["gram"][:count])
     assert ((gram - wanted_gram).abs() / wanted_gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None]).max() < 0.01
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_measuring_held_out_text_changes_no_bit_under_zero2(world_size: int, folders: dict[int, Path]) -> None:
+    folder = folders[world_size]
+    plain, evaluated = (json.loads((folder / f"{name}.json").read_text()) for name in ("all_paper", "evaluated"))
+    assert plain.pop("held_out") == [{}]
+    assert len(measured := evaluated.pop("held_out")) == 3
+    assert plain == evaluated
+    one, other = (torch.load(folder / f"{name}.final.pt", weights_only=True) for name in ("all_paper", "evaluated"))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    # Before the first step all numbers of ranks have the same model.
+    alone = json.loads((folders[1] / "evaluated.json").read_text())["held_out"][0]
+    assert measured[0] == pytest.approx(alone, rel=1e-6)
+    assert measured[2]["held_out_log_perplexity"] < measured[0]["held_out_log_perplexity"]
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_a_zero2_checkpoint_of_any_number_of_ranks_is_exported_with_the_engines_logits(
+    world_size: int, folders: dict[int, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    folder, scenario = folders[world_size], by_name("evaluated")
+    shape = model_config(scenario["model"], scenario["vocabulary"], 0, scenario["length"])
+    saved = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        output = tmp_path / str(dtype)
+        checkpoint = folder / f"checkpoints/step{STEPS:08d}"
+        export_checkpoint(checkpoint, shape, {}, tmp_path / "tokenizer", "card", output, dtype)
+        saved[dtype] = AutoModelForCausalLM.from_pretrained(output).eval()
+    with torch.no_grad():
+        logits = saved[torch.float32](input_ids=batches_of(scenario, 0)[0]).logits
+    wanted = torch.load(folder / f"logits{world_size - 1}.pt", weights_only=True)
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
+    assert wanted.std() > 0.05
+    whole, rounded = (saved[dtype].state_dict() for dtype in saved)
+    assert all(torch.equal(rounded[name], tensor.to(torch.bfloat16)) for name, tensor in whole.items())

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from doge_ds.data.tokens import TokenStore
+from doge_ds.evaluation.perplexity import WindowOptions, negative_log_likelihood
+from doge_ds.evaluation.windows import Windows
 from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, torchrun
-from tests.distributed.small_runs import small_store, write_config
+from tests.distributed.small_runs import SEQUENCE_LENGTH, small_store, write_config
 
+EVALUATED = {"eval_every": 3, "eval_windows": 5}
 PROGRAMS = {"proxy": "doge_ds/train_proxy.py", "base": "doge_ds/train_base.py"}
 
 
@@ -26,13 +32,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = small_store(folder / "store")
     (folder / "mixture.json").write_text('{"version": 1, "domains": {"a": 0.2, "b": 0.7, "c": 0.1}}')
     for stage, program in PROGRAMS.items():
-        config = write_config(folder / f"{stage}.json", store, stage)
+        config = write_config(folder / f"{stage}.json", store, stage, training=EVALUATED)
         arguments = ["--config", str(config)]
         arguments += ["--mixture", str(folder / "mixture.json")] if stage == "base" else []
         undisturbed = Ranks(2, program, *arguments, "--output", str(folder / f"{stage}_undisturbed"))
         assert undisturbed.finish()[0] == [0, 0]
         disturb(folder, stage, program, [*arguments, "--output", str(folder / f"{stage}_disturbed")])
     return folder
+
+
+def export(*arguments: str) -> str:
+    """What `doge-ds export` prints, in a process of its own."""
+    command = [sys.executable, "-m", "doge_ds.cli", "export", *arguments]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> None:
@@ -71,6 +85,25 @@ def test_metrics_are_bitwise_equal_without_gaps_or_repeats(folder: Path, stage: 
     assert [line["step"] for line in disturbed] == list(range(1, 41))
     assert disturbed == undisturbed
     assert undisturbed[-1]["loss"] < undisturbed[0]["loss"] - 0.1
+
+
+@pytest.mark.parametrize("stage", PROGRAMS)
+def test_held_out_text_is_measured_as_a_plain_loop_over_the_exported_model_does(folder: Path, stage: str) -> None:
+    lines = metrics_of(folder / f"{stage}_undisturbed")
+    assert [line["step"] for line in lines if "held_out_log_perplexity" in line] == [*range(3, 40, 3), 40]
+    output = folder / f"{stage}_in_files"
+    checkpoint = folder / f"{stage}_undisturbed/checkpoints/step00000040"
+    assert export(str(checkpoint), "-o", str(output), "--max_shard_size", "10KB") == f"written: {output}\n"
+    assert len(list(output.glob("model-*.safetensors"))) > 2
+    model, store = AutoModelForCausalLM.from_pretrained(output).eval(), TokenStore(folder / "store")
+    found = {}
+    for name in "abcx" if stage == "proxy" else "abc":
+        windows = Windows(store.tokens(name, "valid"), 0, WindowOptions(SEQUENCE_LENGTH))
+        batches = [next(windows.batches(1, number, number + 1)).tokens for number in (10, 30, 50, 70, 90)]
+        found[f"held_out_log_perplexity/{name}"] = negative_log_likelihood(model, torch.cat(batches)) / (5 * 15)
+    found["held_out_log_perplexity"] = sum(found.values()) / len(found)
+    assert {key: value for key, value in lines[-1].items() if "held_out" in key} == pytest.approx(found, rel=1e-6)
+    assert lines[-1]["held_out_log_perplexity"] < lines[2]["held_out_log_perplexity"] - 0.1
 
 
 @pytest.mark.parametrize("stage", PROGRAMS)
@@ -170,11 +203,8 @@ def test_hugging_face_folder_has_the_engines_logits_and_zero3_initialises_as_tra
 
 
 def test_any_checkpoint_can_be_exported_in_bf16_with_a_card_that_says_what_it_saw(folder: Path) -> None:
-    command = [sys.executable, "-m", "doge_ds.cli", "export", str(folder / "base_disturbed"), "--dtype", "bfloat16"]
-    command += ["--step", "36", "--output", str(folder / "halfway")]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"written: {folder / 'halfway'}\n"
+    arguments = ["--dtype", "bfloat16", "--step", "36", "--output", str(folder / "halfway")]
+    assert export(str(folder / "base_disturbed"), *arguments) == f"written: {folder / 'halfway'}\n"
     halfway, final = (
         load_file(path / "model.safetensors") for path in (folder / "halfway", folder / "base_disturbed/hf")
     )
@@ -204,11 +234,53 @@ def test_any_checkpoint_can_be_exported_in_bf16_with_a_card_that_says_what_it_sa
         ]
 
 
+def test_a_proxy_can_be_exported_with_a_card_that_says_what_it_is(folder: Path) -> None:
+    export(str(folder / "proxy_disturbed"), "-o", str(folder / "proxy_hf"), "--step", "36")
+    card = (folder / "proxy_hf/README.md").read_text()
+    assert (
+        f"saved in float32; pretrained from scratch with doge_ds on {4 * 36 * 4 * 16:,} tokens: 36 steps of 4" in card
+    )
+    seen = re.findall(r"^\| (\w) \| (\S+) \| ([\d,]+) \|$", card, re.MULTILINE)
+    learned = json.loads((folder / "proxy_disturbed/mixture.json").read_text())["domains"]
+    order = [*sorted(learned, key=lambda name: -learned[name]), "x"]
+    assert seen == [(name, f"{learned[name]:.4f}" if name in learned else "-", "2,304") for name in order]
+    assert "this model is the proxy of a DoGE run, made to learn domain weights; those above are their mean" in card
+    assert "deepspeed doge_ds/train_proxy.py --config run.json\n" in card
+    (embedded,) = re.findall(r"```json\n(.*?)```", card, re.DOTALL)
+    assert json.loads(embedded) == json.loads((folder / "proxy_disturbed/config.json").read_text())
+    tokenizer, model = (kind.from_pretrained(folder / "proxy_hf") for kind in (AutoTokenizer, AutoModelForCausalLM))
+    assert (len(tokenizer), model.config.vocab_size, model.config.doge_ds_sequence_length) == (64, 64, 16)
+
+
+def test_lm_eval_loads_an_exported_folder_and_scores_as_transformers_does(folder: Path) -> None:
+    exported = str(folder / "base_undisturbed/hf")
+    text = " ".join(f"w{number}" for number in (5, 9, 9, 20, 1, 63, 7))
+    scorer = HFLM(pretrained=exported, device="cpu", batch_size=1)
+    ((found, _),) = scorer.loglikelihood([Instance("loglikelihood", {}, ("w3 w8", f" {text}"), 0)])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(exported).eval(), AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer(f"w3 w8 {text}", return_tensors="pt").input_ids
+    with torch.no_grad():
+        likelihoods = model(input_ids=ids).logits[0].log_softmax(-1)
+    wanted = sum(float(likelihoods[place - 1, ids[0, place]]) for place in range(2, ids.shape[1]))
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert ids.shape[1] == 9
+
+
 def test_gradient_checkpointing_changes_nothing_under_zero3_with_tied_weights_and_dropout(engines: dict) -> None:
     plain, checkpointed = engines["plain_steps"], engines["checkpointed_steps"]
     assert checkpointed["losses"] == plain["losses"]
     assert len(set(plain["losses"])) == 4
     assert (plain["times_computed"], checkpointed["times_computed"]) == (4, 8)
+
+
+def test_measuring_held_out_text_changes_no_bit_under_zero3_with_dropout(engines: dict) -> None:
+    plain, evaluated = engines["plain_steps"], engines["evaluated_steps"]
+    assert evaluated["losses"] == plain["losses"]
+    assert evaluated["parameters"] == plain["parameters"]
+    assert [set(found) for found in evaluated["held_out"]] == [
+        {f"held_out_log_perplexity{ending}" for ending in ("", "/a", "/b")}
+    ] * 4
+    assert len({found["held_out_log_perplexity/a"] for found in evaluated["held_out"]}) == 4
 
 
 def test_parameters_and_optimizer_kept_in_host_memory_change_nothing(engines: dict) -> None:

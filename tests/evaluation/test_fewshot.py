@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from doge_ds.data.preparing.tokenizer_training import train_tokenizer
 from doge_ds.errors import ConfigError, ModelError
 from doge_ds.evaluation.fewshot import FewShotOptions, TaskResult, mean_accuracy, measure_task
-from doge_ds.evaluation.tasks import SUITES, task_manager
+from doge_ds.evaluation.tasks import SUITES, dataset_of, task_manager
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "tests/fixtures/tasks_measuring_nothing"
@@ -156,7 +157,7 @@ def test_a_model_that_learned_the_answers_scores_1(model: Any, tokenizer: Any) -
 
 
 def test_the_batch_size_reaches_the_model_and_changes_no_answer(
-    model: Any, tokenizer: Any, ours: dict[str, TaskResult]
+    model: Any, tokenizer: Any, ours: dict[str, TaskResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for size, wanted in ((1, {1}), (7, {7, 24 % 7})):
         seen: list[int] = []
@@ -169,7 +170,9 @@ def test_the_batch_size_reaches_the_model_and_changes_no_answer(
         hook.remove()
         assert set(seen) == wanted
         assert found == ours["copa"]
-    assert measure_task(model, tokenizer, "copa", FewShotOptions(data_root=FIXTURE, batch_size="auto"), "cpu").correct
+    capsys.readouterr()
+    assert measure_task(model, tokenizer, "copa", replace(OPTIONS, batch_size="auto"), "cpu") == ours["copa"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_limit_the_seed_and_the_examples_are_passed_on(
@@ -218,9 +221,39 @@ def test_weights_that_are_not_numbers_are_refused(model: Any, tokenizer: Any) ->
         measure_task(damaged, tokenizer, "wic", OPTIONS, "cpu")
 
 
-def test_a_dataset_without_the_configuration_is_one_line(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    place = tmp_path / "aps/super_glue"
+@pytest.mark.parametrize(
+    ("task", "files", "problem"),
+    [
+        ("copa", {"train.jsonl": '{"premise": "x"}'}, r"ValueError: .*copa"),
+        ("logiqa", {"logiqa.py": "", "train.jsonl": "{}"}, "RuntimeError: Dataset scripts are no longer supported"),
+        ("piqa", {"train.jsonl": '{"goal": "x"}'}, "KeyError: .*validation"),
+        ("piqa", {"train.jsonl": '{"a": 1}', "validation.jsonl": '{"a": 1}'}, "UndefinedError: 'goal' is undefined"),
+        ("piqa", {"train.parquet": "PAR1 and no more", "validation.parquet": "PAR1 and no more"}, "magic bytes"),
+    ],
+    ids=["configuration", "program", "split", "columns", "damaged"],
+)
+def test_a_dataset_that_cannot_be_used_is_one_line(
+    model: Any, tokenizer: Any, tmp_path: Path, task: str, files: dict[str, str], problem: str
+) -> None:
+    place = tmp_path / (dataset_of(task) or ("",))[0]
     place.mkdir(parents=True)
-    (place / "train.jsonl").write_text('{"premise": "x"}\n')
-    with pytest.raises(ConfigError, match=r"--tasks copa: cannot be run \(.*copa.*\); check its dataset"):
-        measure_task(model, tokenizer, "copa", FewShotOptions(data_root=tmp_path), "cpu")
+    for name, text in files.items():
+        (place / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"--tasks {task}: cannot be loaded \(.*{problem}") as caught:
+        measure_task(model, tokenizer, task, FewShotOptions(data_root=tmp_path), "cpu")
+    assert str(caught.value).endswith(f"eval/prefetch.py --tasks {task} --to DIR and give --data_root DIR")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_more_examples_than_there_are_is_one_line(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--tasks copa: cannot be run \(.*\); lower --num_fewshot"):
+        measure_task(model, tokenizer, "copa", replace(OPTIONS, num_fewshot=15), "cpu")
+
+
+def test_a_task_of_several_filters_has_each_question_once(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    stock = task_manager(None).task_index["piqa"].yaml_path
+    filters = [{"name": name, "filter": [{"function": "take_first"}]} for name in ("one", "two")]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"include": str(stock), "task": "mine", "filter_list": filters}))
+    found = measure_task(model, tokenizer, "mine", replace(OPTIONS, include_path=tmp_path), "cpu")
+    assert found.questions == len(found.correct) == 12
+    assert found.metrics["acc,one"] == found.metrics["acc,two"] == pytest.approx(sum(found.correct) / 12)

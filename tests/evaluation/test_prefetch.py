@@ -14,6 +14,9 @@ from urllib.parse import unquote, urlsplit
 import datasets
 import pytest
 
+from doge_ds.errors import ConfigError
+from doge_ds.evaluation.prefetching import _readme
+
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "tests/fixtures/tasks_measuring_nothing"
 PROGRAM, CONVERTED = "EleutherAI/logiqa", "refs/convert/parquet"
@@ -50,7 +53,7 @@ class Hub(BaseHTTPRequestHandler):
             prefix = f"datasets/{repository}/resolve/{commit}/"
             if path.startswith(prefix) and path.removeprefix(prefix) in files:
                 return self._file(path.removeprefix(prefix), files, commit)
-        return self._answer(404, b"", {})
+        return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"} if "/revision/" in path else {})
 
     def _file(self, name: str, files: dict[str, bytes], commit: str) -> None:
         if type(self).fails_at and name.endswith(type(self).fails_at or ""):
@@ -84,6 +87,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             str(file.relative_to(place)): file.read_bytes() for file in place.rglob("*") if file.is_file()
         }
     files[PROGRAM, "main"] = {"logiqa.py": b"raise SystemExit('this must not run')\n", "README.md": b"# logiqa\n"}
+    files["someone/program", "main"] = {"program.py": b"", "README.md": b""}
     converted = files[PROGRAM, CONVERTED] = {}
     for split, rows in datasets.load_dataset(str(FIXTURE / PROGRAM), "logiqa").items():
         rows.to_parquet(folder / f"{split}.parquet")
@@ -143,6 +147,24 @@ def test_a_dataset_that_is_a_program_comes_converted_and_is_not_run(fetched: tup
     assert "logiqa/test/*.parquet" in (to / PROGRAM / "README.md").read_text()
 
 
+def test_a_program_that_the_hub_has_not_converted_is_one_line(hub: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: someone/program\noutput_type: multiple_choice\n")
+    done = prefetch(hub, tmp_path / "tasks", "--tasks", "mine", "--include_path", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: the dataset someone/program: is a program, which `datasets` no longer runs, and the hub has no "
+        "converted copy; leave the task out, or point it to a copy by --include_path"
+    ]
+
+
+def test_a_part_of_a_dataset_is_not_taken_for_it(tmp_path: Path) -> None:
+    part = tmp_path / "default/partial-train/0000.parquet"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    with pytest.raises(ConfigError, match=r"the dataset a/b: is converted in part only \(partial-train\)"):
+        _readme("a/b", tmp_path)
+
+
 def test_what_is_there_is_not_asked_for_again(hub: str, fetched: tuple[Path, str]) -> None:
     Hub.asked.clear()
     done = prefetch("http://127.0.0.1:9", fetched[0])  # nobody listens there
@@ -157,6 +179,15 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the dataset allenai/sciq: cannot be downloaded (")
     assert line.endswith("run this on a machine with internet; called again, it goes on where it stopped")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = prefetch("http://127.0.0.1:9", tmp_path / "file", "--tasks", "sciq")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: --to {tmp_path}/file/allenai/sciq: cannot be written (Not a directory); name another folder"
+    ]
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

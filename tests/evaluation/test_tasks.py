@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doge_ds.errors import ConfigError
-from doge_ds.evaluation.tasks import MARK, SUITES, check_datasets, choose_tasks, dataset_of, definition_for
+from doge_ds.evaluation.tasks import MARK, SUITES, UNFINISHED, check_datasets, choose_tasks, dataset_of, definition_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURE = ROOT / "tests/fixtures/tasks_measuring_nothing"
@@ -67,7 +67,8 @@ def test_each_missing_dataset_is_named(tmp_path: Path) -> None:
     check_datasets(SUITES["doge6"], FIXTURE)
     (tmp_path / "baber/piqa").mkdir(parents=True)  # there, and empty
     sciq = tmp_path / "allenai/sciq"
-    (sciq / ".cache").mkdir(parents=True)  # a download that was broken off
+    sciq.mkdir(parents=True)
+    (sciq / UNFINISHED).touch()  # a download that was broken off
     (sciq / "train.jsonl").write_text(json.dumps({}))
     with pytest.raises(ConfigError) as caught:
         check_datasets(["copa", "sciq", "piqa", "wic"], tmp_path)
@@ -77,6 +78,19 @@ def test_each_missing_dataset_is_named(tmp_path: Path) -> None:
     )
     (sciq / MARK).write_text("{}")
     check_datasets(["sciq"], tmp_path)
+
+
+def test_a_copy_that_the_user_downloaded_is_taken_wherever_it_is(tmp_path: Path) -> None:
+    """`hf download --local-dir` leaves .cache beside the files, and what it did not finish as *.incomplete in there."""
+    root = tmp_path / ".cache/tasks"
+    notes = root / "allenai/sciq/.cache/huggingface/download"
+    notes.mkdir(parents=True)
+    (root / "allenai/sciq/train.jsonl").write_text("{}")
+    (notes / "train.jsonl.metadata").touch()
+    check_datasets(["sciq"], root)
+    (notes / "abc.incomplete").touch()
+    with pytest.raises(ConfigError, match=r"lacks allenai/sciq \(sciq\)"):
+        check_datasets(["sciq"], root)
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])

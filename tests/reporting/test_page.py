@@ -83,6 +83,24 @@ def test_tables_have_captions_and_scopes_and_charts_their_numbers_in_words(tmp_p
     assert any(text.startswith("Line chart of domain weights") and "yaml from" in text for text in images)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_held_out_perplexities_during_training_are_a_chart_where_a_run_has_them(tmp_path: Path) -> None:
+    proxy, base, _ = three_runs(tmp_path)
+    title = "Held-out log-perplexity during training"
+    assert title not in page_of(proxy, base)
+    key = "held_out_log_perplexity"
+    for path, line in ((proxy, 1), (proxy, 3), (base, 1)):  # not on every logged step
+        edit_metrics(path, line, **{key: 5 - line, f"{key}/yaml": 5.25 - line, f"{key}/python": None})
+    outline = Outline(page_of(proxy, base))
+    images = [found["aria-label"] or "" for _, found in outline.attributes if found.get("role") == "img"]
+    described = [text for text in images if text.startswith("Line chart of held-out log-perplexities, step ")]
+    assert len(described) == 4  # of two runs, wide and narrow
+    assert described[0].endswith("step 10 to 40: yaml from 4.25 to 2.25.")
+    assert f"{title}, on the same windows of each domain every time." in outline.texts["figcaption"]
+    for count in ("2 of 4", "1 of 2"):
+        assert f"{count} logged steps have a number that is not finite" in " ".join(outline.texts["p"])
+
+
 def test_nothing_points_outside_and_ids_are_unique(tmp_path: Path) -> None:
     page = page_of(*three_runs(tmp_path))
     outline = Outline(page)

@@ -104,6 +104,9 @@ def test_charts_are_described_with_their_numbers(tmp_path: Path) -> None:
     losses = words.losses_description(run)
     assert "a from " in losses
     assert losses.endswith("; the learning rate ends at 0.005.")
+    edit_metrics(tmp_path / "p", 1, **{"held_out_log_perplexity/a": 3.5})
+    held_out = words.held_out_description(read_runs([tmp_path / "p"])[0])
+    assert held_out == "Line chart of held-out log-perplexities, step 10 to 40: a from 3.50 to 3.50."
 
 
 def test_cosines_note_names_the_extremes_and_what_is_left_out(tmp_path: Path) -> None:

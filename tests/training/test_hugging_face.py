@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from doge_ds.config import BaseTrainingConfig
@@ -17,6 +18,7 @@ from doge_ds.training.launch import Ranks
 from doge_ds.training.model import build_model, model_config
 
 ROOT = Path(__file__).resolve().parents[2]
+TOKENS = torch.arange(22).view(2, 11)
 OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
 
@@ -35,6 +37,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path
         patch.setenv("LOCAL_RANK", "0")
         engine = start_engine(build_model(shape(), config, training, None), config, training)
         Checkpoints(folder, training).save(engine, 1, {})
+        engine.eval()
+        with torch.no_grad():
+            torch.save(engine(input_ids=TOKENS).logits, folder / "logits.pt")
         engine.destroy()
     return folder / "step00000001"
 
@@ -79,6 +84,23 @@ def test_a_log_file_gets_no_bars_and_a_terminal_does(
     assert model.config.doge_ds_sequence_length == 12
     assert (tmp_path / "hf/README.md").read_text() == "card"
     assert (tmp_path / "hf/tokenizer.json").exists()
+
+
+def test_logits_are_the_engines_however_small_the_files(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    wanted = torch.load(whole.parent / "logits.pt", weights_only=True)
+    for size in (None, "10KB"):
+        output = tmp_path / str(size)
+        export_checkpoint(whole, shape(), {}, tmp_path / "tokenizer", "card", output, max_shard_size=size)
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(output).eval()(input_ids=TOKENS).logits
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
+    assert [path.name for path in (tmp_path / "None").glob("*.safetensors*")] == ["model.safetensors"]
+    names = {path.name for path in output.glob("*.safetensors")}
+    index = json.loads((output / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == names
+    assert len(names) > 2
+    assert all(path.stat().st_size < 20_000 for path in output.glob("*.safetensors"))
 
 
 def test_a_checkpoint_without_its_files_or_with_damaged_ones(checkpoint: Path, tmp_path: Path) -> None:

@@ -27,14 +27,14 @@ def look(path: Path, resume: str = "auto", facts: dict | None = None, **training
     return RunDirectory(path, config(**training), facts or {"ranks": 2, "store": "abc"}, "mixture.json", resume)
 
 
-def start(directory: RunDirectory, first_step: int, is_speaker: bool = True) -> Run:
+def start(directory: RunDirectory, first_step: int, is_speaker: bool = True, **training: object) -> Run:
     monitors = monitor_settings({}, directory.path)
-    return Run(directory, first_step, config().training, monitors, Throughput(), is_speaker)
+    return Run(directory, first_step, config(**training).training, monitors, Throughput(), is_speaker)
 
 
 def test_an_unfinished_run_may_go_on_with_keys_that_touch_nothing_changed(tmp_path: Path) -> None:
     look(tmp_path / "run").create()
-    again = look(tmp_path / "run", log_every=5, checkpoint_every=7, keep_checkpoints=1)
+    again = look(tmp_path / "run", log_every=5, checkpoint_every=7, keep_checkpoints=1, eval_every=2, eval_windows=9)
     assert not again.is_finished
     again.create()
     assert json.loads((tmp_path / "run/config.json").read_text())["training"]["log_every"] == 5
@@ -110,6 +110,28 @@ def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_
     assert [line["step"] for line in lines] == [3, 6]
     assert [line["tokens"] for line in lines] == [15, 30]
     assert lines[0]["score/a"] is None
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize(
+    ("eval_every", "evaluated", "logged"),
+    [(4, [4, 8, 10], [3, 4, 6, 8, 9, 10]), (20, [10], [3, 6, 9, 10]), (None, [], [3, 6, 9, 10])],
+)
+def test_a_step_that_is_evaluated_is_logged(
+    tmp_path: Path, eval_every: int | None, evaluated: list[int], logged: list[int]
+) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    run = start(directory, 0, eval_every=eval_every)
+    for step in run.steps():
+        values = {"loss": 1.0}
+        if run.is_logged(step):
+            values |= run.evaluate(step, lambda step=step: {"held_out_log_perplexity": float(step)})
+        run.log(step, tokens=5, tokens_so_far=5 * (step + 1), values=values, shown="")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == logged
+    found = {line["step"]: line["held_out_log_perplexity"] for line in lines if "held_out_log_perplexity" in line}
+    assert found == {step: step - 1 for step in evaluated}
 
 
 @pytest.mark.usefixtures("process_group")

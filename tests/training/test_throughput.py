@@ -30,6 +30,17 @@ def test_rates_count_from_the_last_restart(clock: list[float]) -> None:
     assert throughput.rates()["tokens_per_second"] == 10
 
 
+def test_a_pause_does_not_count(clock: list[float]) -> None:
+    throughput = Throughput()
+    throughput.restart()
+    throughput.add(100)
+    clock[0] += 1
+    with throughput.paused():
+        clock[0] += 50
+    clock[0] += 1
+    assert throughput.rates()["tokens_per_second"] == 50
+
+
 def test_what_nobody_knows_is_left_out(clock: list[float]) -> None:
     for throughput, keys in (
         (Throughput(devices=2), 2),

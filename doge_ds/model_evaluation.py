@@ -127,6 +127,8 @@ class Evaluation:
         for place in self.places:
             if place.folder is not None:
                 self._choose_windows(place.name, place.folder)
+                if self._tasks:
+                    load_tokenizer(place.folder)
         check_tasks(self._tasks, self._few_shot)
 
     def measure(self, place: ModelPlace) -> ModelResults:

@@ -2,9 +2,10 @@
 
 Logits are the largest tensor of a language model by far: 50,257 numbers a token against 384 to 4,096 of a hidden state.
 So the model runs as a whole, but its output embedding gets one row of each window; what it would have got is kept and
-goes through it in chunks that fit in a cache.
+goes through it in pieces that fit in a cache.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from doge_ds.errors import ModelError
 
-CHUNK_BYTES = 16 * 2**20
+# Rows, and columns of the output embedding, at a time. 4,096 rows of width 384, a vocabulary of 50,257 and 2 cores: tiles
+# of 1,024 columns take 0.95 s, of 4,096 1.11 s; rows in chunks of 512 with whole logits 1.42 s, of 64 2.2 s; all logits
+# at once 1.73 s.
+ROWS, TILE = 4096, 1024
 
 
 class WindowLikelihood:
@@ -29,7 +33,8 @@ class WindowLikelihood:
         self._model: Any = model
         self._document_mask, self._end_of_text_id = document_mask, end_of_text_id
         find_head = getattr(self._model, "get_output_embeddings", None)
-        self._head = find_head() if find_head else None
+        head = find_head() if find_head else None
+        self._head = head if type(head) is torch.nn.Linear else None
         if document_mask:
             self._check_document_mask()
 
@@ -41,7 +46,10 @@ class WindowLikelihood:
             is_predicted = torch.arange(length, device=windows.device) >= length - predicted.unsqueeze(1)
             arguments = self._arguments(inputs)
             if self._head is not None and (hidden := self._hidden_states(arguments)) is not None:
-                nats = self._in_chunks(hidden[is_predicted], labels[is_predicted])
+                rows = zip(
+                    torch.split(hidden[is_predicted], ROWS), torch.split(labels[is_predicted], ROWS), strict=True
+                )
+                nats = torch.cat([linear_nats(self._head, *part) for part in rows])
             else:
                 nats = torch.cat(
                     [
@@ -91,21 +99,9 @@ class WindowLikelihood:
             for hook in hooks:
                 hook.remove()
         if len(hidden) == len(left) == 1 and torch.equal(logits.float(), left[0].float()):
-            self._vocabulary = logits.shape[-1]
             return hidden[0]
         self._head = None
         return None
-
-    def _in_chunks(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Nats of each label, [rows], from hidden states, [rows, width]."""
-        assert self._head is not None
-        rows = max(1, CHUNK_BYTES // (4 * self._vocabulary))
-        return torch.cat(
-            [
-                cross_entropy(self._head(part).float(), label, reduction="none")
-                for part, label in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
-            ]
-        )
 
     def _check_document_mask(self) -> None:
         """Two windows whose first documents differ: the logits of the second document must not."""
@@ -122,6 +118,33 @@ class WindowLikelihood:
         if not kept_apart:
             problem = f"{type(self._model).__name__} does not keep documents apart in a window"
             raise ModelError("--document_mask", problem, "measure this model without it")
+
+
+def linear_nats(head: torch.nn.Linear, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Nats of each label, [rows], fp32, where `head` turns hidden states, [rows, width], into logits.
+
+    The vocabulary goes by in tiles, whose exponentials are summed relative to the largest logit so far (Milakov and
+    Gimelshein, arXiv 1805.02867): a tile is used up while it is in the cache, and its buffer is used again.
+    """
+    count, width = len(hidden), head.in_features
+    buffer = hidden.new_empty(count * TILE)
+    largest = torch.full((count, 1), -math.inf, device=hidden.device)
+    total = torch.zeros_like(largest)
+    of_label = torch.zeros_like(largest)
+    for start in range(0, head.out_features, TILE):
+        weight = head.weight[start : start + TILE]
+        tile = buffer[: count * len(weight)].view(count, len(weight))
+        if head.bias is None:
+            torch.mm(hidden.view(count, width), weight.t(), out=tile)
+        else:
+            torch.addmm(head.bias[start : start + TILE], hidden.view(count, width), weight.t(), out=tile)
+        logits = tile.float()  # of fp32 the same tensor
+        place = labels.unsqueeze(1) - start
+        is_inside = (place >= 0) & (place < len(weight))
+        of_label = torch.where(is_inside, logits.gather(1, place.clamp(0, len(weight) - 1)), of_label)
+        before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
+        total = total * (before - largest).exp_() + logits.sub_(largest).exp_().sum(1, keepdim=True)
+    return (total.log() + largest - of_label).squeeze(1)
 
 
 def document_positions(inputs: torch.Tensor, end_of_text_id: int) -> torch.Tensor:

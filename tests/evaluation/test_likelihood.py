@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from doge_ds.errors import ModelError
 from doge_ds.evaluation import likelihood
-from doge_ds.evaluation.likelihood import WindowLikelihood, document_positions, negative_log_likelihood
+from doge_ds.evaluation.likelihood import WindowLikelihood, document_positions, linear_nats, negative_log_likelihood
 
 VOCABULARY, END = 23, 4
 LLAMA_LIKE = {
@@ -80,15 +80,16 @@ class RowsOfTheHead:
 
 
 @pytest.mark.parametrize("settings", PLAIN.values(), ids=PLAIN.keys())
-def test_in_chunks_as_from_all_logits_at_once(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_tiles_as_from_all_logits_at_once(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(settings)
     if model.get_output_embeddings().bias is not None:
         model.get_output_embeddings().bias.data.normal_()
-    monkeypatch.setattr(likelihood, "CHUNK_BYTES", 4 * VOCABULARY * 5)
+    monkeypatch.setattr(likelihood, "ROWS", 5)  # of 33
+    monkeypatch.setattr(likelihood, "TILE", 7)
     tokens = windows(3, 12)
     with RowsOfTheHead(model) as rows:
         found = measure(model, tokens, [11, 11, 11])
-    assert max(rows) == 5
+    assert rows == [3], "one row a window, to see what becomes of it: no logits of more are ever there"
     assert found == pytest.approx(plain(model, tokens, [11, 11, 11]), rel=1e-6)
     assert sum(found) / 33 > math.log(VOCABULARY) * 1.02  # far from uniform, so equality says something
 
@@ -117,10 +118,32 @@ def test_a_model_without_an_output_embedding_to_call_is_measured_by_its_own_logi
 def test_only_the_predicted_tokens_count() -> None:
     model = build(GPT2)
     tokens = windows(4, 9)
-    with RowsOfTheHead(model) as rows:
-        found = measure(model, tokens, [8, 3, 1, 5])
-    assert rows == [4, 17]  # one row a window, to see what becomes of it, then the predicted ones
+    found = measure(model, tokens, [8, 3, 1, 5])
     assert found == pytest.approx(plain(model, tokens, [8, 3, 1, 5]), rel=1e-6)
+
+
+@given(st.data())
+def test_tiles_and_large_logits_change_nothing(data: st.DataObject) -> None:
+    """Against float64, with logits of up to some hundred nats, whose exponentials no float could hold."""
+    rows, width, columns = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4)), data.draw(st.integers(2, 30))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    head = torch.nn.Linear(width, columns, bias=data.draw(st.booleans()))
+    scale = data.draw(st.sampled_from([0.1, 1.0, 10.0]))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(0, scale, generator=generator)
+        hidden = torch.randn(rows, width, generator=generator) * scale
+        labels = torch.randint(columns, (rows,), generator=generator)
+        logits = head(hidden).double()
+        expected = logits.logsumexp(1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(likelihood, "TILE", data.draw(st.integers(1, 31)))
+            found = linear_nats(head, hidden, labels)
+        half = linear_nats(head.bfloat16(), hidden.bfloat16(), labels)
+    assert found.dtype == torch.float32
+    tolerance = 1e-6 * (1 + logits.abs().max().item())
+    assert found.double().tolist() == pytest.approx(expected.tolist(), abs=3 * tolerance)
+    assert half.double().tolist() == pytest.approx(expected.tolist(), abs=3e4 * tolerance)
 
 
 def test_hooks_are_gone_afterwards_also_where_the_model_fails() -> None:

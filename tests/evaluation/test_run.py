@@ -22,6 +22,7 @@ from doge_ds.training.model import model_config
 from tests.stores import make_store
 
 ROOT = Path(__file__).resolve().parents[2]
+FIXTURE = str(ROOT / "tests/fixtures/tasks_measuring_nothing")
 specification = importlib.util.spec_from_file_location("eval_run", ROOT / "eval/run.py")
 assert specification is not None
 assert specification.loader is not None
@@ -138,6 +139,11 @@ def test_as_a_user_types_it(place: Path) -> None:
         (["--limit", "1.5"], "invalid number of questions, or part of them below 1 value: '1.5'"),
         (["--tasks", "scik"], "--tasks scik: is no task of lm-eval; did you mean 'sciq'?"),
         (["--suite", "doge7"], "--tasks doge7: is no task of lm-eval; did you mean 'doge6'?"),
+        (
+            ["--suite", "doge6", "--data_root", "{place}/nowhere"],
+            "--data_root {place}/nowhere: lacks aps/super_glue (copa, wic), allenai/sciq (sciq), EleutherAI/logiqa",
+        ),
+        (["--model", "{place}/model", "--tasks", "sciq", "--data_root", FIXTURE], "model: has no tokenizer"),
         (["--include_path", "{place}/nowhere"], "--include_path {place}/nowhere: is no folder"),
         (["--output", "{place}/thesis.json"], "exists and holds no results of ours"),
         (["--output", "{place}/mixture.json"], "exists and holds no results of ours"),
@@ -149,7 +155,8 @@ def test_each_mistake_is_one_line_and_status_2(
 ) -> None:
     before = {name: (place / name).read_bytes() for name in ("thesis.json", "mixture.json")}
     given = {"--model": f"{place}/model", "--data": f"{place}/store", "--output": f"{place}/never.json"}
-    given[arguments[0]] = arguments[1].format(place=place)
+    for name, value in zip(arguments[::2], arguments[1::2], strict=True):
+        given[name] = value.format(place=place)
     status = eval_run.main([word for pair in given.items() for word in pair])
     printed = capsys.readouterr().err
     assert status == 2

@@ -50,7 +50,13 @@ class Side:
 
 
 class Ours(Side):
-    """`measure_domain`, as eval/run.py calls it."""
+    """`keep_freed_memory`, then `measure_domain`, as eval/run.py calls them."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from doge_ds.evaluation.likelihood import keep_freed_memory
+
+        keep_freed_memory()
+        super().__init__(settings)
 
     def nats(self) -> float:
         from doge_ds.evaluation.perplexity import HeldOutText, WindowOptions, measure_domain

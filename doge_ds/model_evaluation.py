@@ -16,6 +16,7 @@ from doge_ds.evaluation.collectives import from_all_ranks, from_rank_0
 from doge_ds.evaluation.comparison import Measured, as_text, compare
 from doge_ds.evaluation.fewshot import FewShotOptions, TaskResult, check_tasks, mean_accuracy, measure_task
 from doge_ds.evaluation.finished import FinishedPieces
+from doge_ds.evaluation.likelihood import keep_freed_memory
 from doge_ds.evaluation.models import (
     check_tokenizer,
     choose_device,
@@ -71,6 +72,7 @@ def evaluate_models(request: Request) -> None:
     evaluation = Evaluation(request)
     if evaluation.ranks.world_size > 1:
         start_process_group(evaluation.ranks)
+    keep_freed_memory()
     found = [evaluation.measure(place) for place in evaluation.places]
     if evaluation.ranks.rank == 0:
         evaluation.write(found)

@@ -14,7 +14,7 @@ def load_tokenizer(name_or_folder: str | Path) -> Any:
     """A transformers tokenizer, by its name on the hub, from a folder, or from a sentencepiece .model file.
 
     Raises:
-        TokenizerError: it cannot be loaded, it has no tokens but special ones, or no end-of-text token.
+        TokenizerError: it cannot be loaded, it has no tokens for text, or no end-of-text token.
     """
     from transformers import AutoTokenizer  # takes seconds: only when a tokenizer is wanted
 
@@ -30,8 +30,8 @@ def load_tokenizer(name_or_folder: str | Path) -> Any:
             f"no tokenizer can be loaded from there ({reason})",
             "give a folder that AutoTokenizer loads or a name on the Hugging Face hub, or use --train_tokenizer",
         ) from None
-    # From a folder with a config.json and no tokenizer, transformers makes an empty one of the model's class.
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+    # From a folder with a config.json and no tokenizer, transformers makes one with end-of-text alone.
+    if len(tokenizer.get_vocab()) < 2:
         raise TokenizerError(where, "has no tokens for text", "give a folder that holds a tokenizer's files")
     if tokenizer.eos_token is None or tokenizer.eos_token_id is None:
         raise TokenizerError(

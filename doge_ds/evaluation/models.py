@@ -94,7 +94,7 @@ def load_tokenizer(name: str) -> Any:
     except Exception as error:  # OSError, ValueError, KeyError and the bare Exception of Rust code: all mean the same
         raise ModelError(f"--model {name}", f"has no tokenizer ({first_line(error)})", "save one beside it") from None
     # From a folder without one, transformers makes an empty tokenizer of the model's class.
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+    if len(tokenizer.get_vocab()) < 2:
         raise ModelError(f"--model {name}", "has no tokenizer", "save one beside it")
     return tokenizer
 

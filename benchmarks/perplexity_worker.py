@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 END = 0
 
 
-class Side:
+class Side(ABC):
     """The same model and the same text on every side: whole windows of `length` tokens and one of context."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -44,9 +45,9 @@ class Side:
         )
         self.model = AutoModelForCausalLM.from_config(config).eval()
 
+    @abstractmethod
     def nats(self) -> float:
         """Of the whole text."""
-        raise NotImplementedError
 
 
 class Ours(Side):

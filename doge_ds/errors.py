@@ -63,6 +63,11 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(names)}"
 
 
+def first_line(error: Exception) -> str:
+    """What a library says of an error, without the lines that follow."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")
+
+
 def report(error: DogeError) -> int:
     """Print the one line on stderr; the exit status to end with."""
     print(f"error: {error}", file=sys.stderr, flush=True)

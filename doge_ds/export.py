@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     size = arguments.max_shard_size
     if size is not None and not re.fullmatch(r"[1-9]\d*[KMGT]B", size):
         raise ConfigError(f"--max_shard_size {size}", "is no size", "write it like 500MB or 2GB")
-    place, step = _run_and_step(arguments.run, arguments.step)
+    place, step = run_and_step(arguments.run, arguments.step)
     export_run(place, arguments.output, arguments.dtype, step, arguments.data, size)
     print(f"written: {arguments.output}")
     return 0
@@ -134,7 +134,7 @@ def _check_place(output: Path) -> None:
         raise ConfigError(str(output), problem, remedy) from None
 
 
-def _run_and_step(place: Path, step: int | None) -> tuple[Path, int | None]:
+def run_and_step(place: Path, step: int | None) -> tuple[Path, int | None]:
     """The run directory, and the step where `place` is one of its checkpoints.
 
     Raises:

@@ -76,7 +76,8 @@ def evaluate_models(request: Request) -> None:
     found = [evaluation.measure(place) for place in evaluation.places]
     if evaluation.ranks.rank == 0:
         evaluation.write(found)
-    finish(0)
+    if evaluation.ranks.world_size > 1:
+        finish(0)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 """The models that `eval/run.py --model` names: folders, hub names, runs, checkpoints, and patterns of any of these."""
 
 import glob
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from doge_ds.errors import ConfigError, ModelError
-from doge_ds.export import export_run
-
-CHECKPOINT = re.compile(r"step(\d{8})")
+from doge_ds.export import export_run, run_and_step
 
 
 @dataclass(frozen=True)
@@ -51,19 +48,19 @@ def exported(place: ModelPlace, exports: Path) -> ModelPlace:
     """The place with a folder: a checkpoint is written there as a model in fp32, if that has not been done."""
     if place.folder is not None:
         return place
-    folder, checkpoint = exports / place.label, Path(place.name)
+    folder = exports / place.label
     if not folder.is_dir():
         exports.mkdir(parents=True, exist_ok=True)
-        step = int(checkpoint.name.removeprefix("step"))
-        export_run(checkpoint.absolute().parents[1], folder, "float32", step)
+        run, step = run_and_step(Path(place.name), None)
+        export_run(run, folder, "float32", step)
     return replace(place, folder=str(folder))
 
 
 def _place(path: str, label: str) -> ModelPlace:
     folder = Path(path)
-    if CHECKPOINT.fullmatch(folder.name) and folder.absolute().parent.name == "checkpoints":
-        results = folder.absolute().parents[1] / f"results_{folder.name}.json"
-        return ModelPlace(path, label, None, results)
+    run, step = run_and_step(folder, None)
+    if step is not None:
+        return ModelPlace(path, label, None, run / f"results_{folder.name}.json")
     if (folder / "run.json").is_file():
         if not (folder / "hf").is_dir():
             remedy = f"wait for its end, or name one of its checkpoints, {folder / 'checkpoints'}/step..."

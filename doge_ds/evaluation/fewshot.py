@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from doge_ds.errors import ConfigError, ModelError
-from doge_ds.evaluation.models import first_line
+from doge_ds.errors import ConfigError, ModelError, first_line
 from doge_ds.evaluation.tasks import definition_for, task_manager
 
 

@@ -170,16 +170,3 @@ def document_positions(inputs: torch.Tensor, end_of_text_id: int) -> torch.Tenso
     places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     starts = torch.where(inputs == end_of_text_id, places, 0).cummax(dim=1).values
     return places - starts
-
-
-def negative_log_likelihood(model: torch.nn.Module, windows: torch.Tensor) -> float:
-    """Nats that the model needs for all but the first token of each window, [batch, length], summed in fp64."""
-    with torch.inference_mode():
-        logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-        labels = windows[:, 1:]
-        # A window at a time: fp32 logits of a whole batch would be the largest tensor of all.
-        losses = [
-            cross_entropy(row.float(), label, reduction="none").double().sum()
-            for row, label in zip(logits, labels, strict=True)
-        ]
-        return float(torch.stack(losses).sum())

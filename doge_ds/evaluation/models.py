@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from doge_ds.errors import ConfigError, ModelError, TokenizerError
+from doge_ds.errors import ConfigError, ModelError, TokenizerError, first_line
 
 LONGEST_WINDOW_BY_DEFAULT = 2048
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -138,11 +138,6 @@ def choose_device(name: str, local_rank: int = 0) -> str:
         problem = f"torch cannot use it ({first_line(error)})"
         raise ConfigError(f"--device {name}", problem, "give auto, cpu or a GPU that is there, like cuda:0") from None
     return name
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")
 
 
 def _cannot_be_loaded(name: str, error: Exception) -> ModelError:

@@ -8,22 +8,18 @@ import numpy as np
 import torch
 
 from doge_ds.errors import ModelError
-from doge_ds.evaluation.intervals import average_difference, difference, log_perplexity, log_perplexity_interval
-from doge_ds.evaluation.likelihood import WindowLikelihood, negative_log_likelihood
-from doge_ds.evaluation.windows import DomainLosses, HeldOutText, WindowOptions, Windows, window_batches
+from doge_ds.evaluation.intervals import log_perplexity, log_perplexity_interval
+from doge_ds.evaluation.likelihood import WindowLikelihood
+from doge_ds.evaluation.windows import DomainLosses, HeldOutText, WindowOptions, Windows
 
 __all__ = [
     "DomainLosses",
     "DomainPerplexity",
     "HeldOutText",
     "WindowOptions",
-    "average_difference",
     "averages",
-    "difference",
     "measure_domain",
-    "negative_log_likelihood",
     "summary",
-    "window_batches",
 ]
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from doge_ds.errors import ConfigError
-from doge_ds.evaluation.models import first_line
+from doge_ds.errors import ConfigError, first_line
 from doge_ds.evaluation.tasks import MARK, UNFINISHED, TaskDataset, dataset_of
 
 # Where the hub keeps what it made of a dataset that is a program: CONFIGURATION/SPLIT/*.parquet.

@@ -128,11 +128,3 @@ class Windows:
         if number == 0:
             return np.concatenate([[self._end_of_text_id], self._tokens[:end]]).astype(np.int64)
         return self._tokens[end - int(self.predicted[number]) - self._context : end].astype(np.int64)
-
-
-def window_batches(
-    tokens: np.ndarray, end_of_text_id: int, sequence_length: int, batch_size: int
-) -> Iterator[torch.Tensor]:
-    """Windows that share one token of context, [batch, sequence_length], int64, in order; the last may be shorter."""
-    windows = Windows(tokens, end_of_text_id, WindowOptions(sequence_length))
-    return (batch.tokens for batch in windows.batches(batch_size))

@@ -13,7 +13,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from doge_ds.errors import RunError
+from doge_ds.errors import RunError, first_line
 
 
 def export_checkpoint(
@@ -56,7 +56,7 @@ def export_checkpoint(
         temporary.rename(output)
     except (OSError, SafetensorError) as error:  # the latter where safetensors' own code cannot write
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(str(output), f"cannot be written ({_first_line(error)})", "make room, or name another") from None
+        raise RunError(str(output), f"cannot be written ({first_line(error)})", "make room, or name another") from None
 
 
 def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -69,7 +69,7 @@ def _read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
                 str(checkpoint.parent), tag=checkpoint.name
             )
     except Exception as error:  # a file that is missing, cut or no pickle makes a dozen kinds
-        problem = f"cannot be read ({_first_line(error)})"
+        problem = f"cannot be read ({first_line(error)})"
         raise RunError(str(checkpoint), problem, "restore its files from a copy, or choose another step") from None
     return state
 
@@ -90,7 +90,3 @@ def _model_with(state: Mapping[str, torch.Tensor], config: Any, checkpoint: Path
         problem = f"{len(lost)} tensors are missing, {len(unexpected)} too many; {[*lost, *unexpected][0]} is the first"
         raise RunError(str(checkpoint), f"does not fit the model of config.json: {problem}", remedy)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")

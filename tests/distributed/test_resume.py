@@ -16,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from doge_ds.data.tokens import TokenStore
-from doge_ds.evaluation.perplexity import WindowOptions, negative_log_likelihood
+from doge_ds.evaluation.perplexity import WindowOptions
 from doge_ds.evaluation.windows import Windows
 from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, torchrun
 from tests.distributed.small_runs import SEQUENCE_LENGTH, small_store, write_config
+from tests.plain_likelihood import negative_log_likelihood
 
 EVALUATED = {"eval_every": 3, "eval_windows": 5}
 PROGRAMS = {"proxy": "doge_ds/train_proxy.py", "base": "doge_ds/train_base.py"}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from doge_ds.evaluation.held_out_sample import HeldOutSample, evenly
-from doge_ds.evaluation.perplexity import negative_log_likelihood
 from doge_ds.evaluation.windows import WindowOptions, Windows
+from tests.plain_likelihood import negative_log_likelihood
 
 END, LENGTH = 3, 9
 # Many windows with a short last one, fewer than are asked for, and less than one window.

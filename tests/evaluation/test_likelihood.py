@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from doge_ds.errors import ModelError
 from doge_ds.evaluation import likelihood
-from doge_ds.evaluation.likelihood import WindowLikelihood, document_positions, linear_nats, negative_log_likelihood
+from doge_ds.evaluation.likelihood import WindowLikelihood, document_positions, linear_nats
+from tests.plain_likelihood import negative_log_likelihood
 
 VOCABULARY, END = 23, 4
 LLAMA_LIKE = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from doge_ds.errors import ConfigError
-from doge_ds.evaluation.windows import WindowOptions, Windows, window_batches
+from doge_ds.evaluation.windows import WindowOptions, Windows
 
 END = 4
 
@@ -92,7 +92,8 @@ def test_shares_of_ranks_are_all_of_it(cut: tuple[int, WindowOptions, int], rank
 @given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 7))
 def test_by_default_windows_share_one_token(count: int, length: int, batch_size: int) -> None:
     tokens = text(count, seed=count)
-    windows = [row.tolist() for batch in window_batches(tokens, END, length, batch_size) for row in batch]
+    cut = Windows(tokens, END, WindowOptions(length))
+    windows = [row.tolist() for batch in cut.batches(batch_size) for row in batch.tokens]
     assert [token for window in windows for token in window[1:]] == tokens.tolist()
     assert [window[0] for window in windows] == [END, *(window[-1] for window in windows[:-1])]
     assert all(len(window) == length for window in windows[:-1])

@@ -8,8 +8,8 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from doge_ds.data.reading.records import find, first_line, no_field, no_utf8, text_of_record
-from doge_ds.errors import StoreError
+from doge_ds.data.reading.records import find, no_field, no_utf8, text_of_record
+from doge_ds.errors import StoreError, first_line
 
 _PARQUET_READ, _ROWS = 1 << 20, 128  # bytes of a column, rows at a time
 

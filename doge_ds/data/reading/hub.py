@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from doge_ds.data.reading.recipes import Source
-from doge_ds.data.reading.records import find, first_line, kind_of, no_field, text_of_record
+from doge_ds.data.reading.records import find, kind_of, no_field, text_of_record
 from doge_ds.data.reading.units import Document, Unit
 from doge_ds.data.tokens import DOMAIN_NAME_RULE, is_domain_name
-from doge_ds.errors import ConfigError, DogeError, StoreError, nearest
+from doge_ds.errors import ConfigError, DogeError, StoreError, first_line, nearest
 
 
 def dataset_units(source: Source) -> list[Unit]:

@@ -77,8 +77,3 @@ def kind_of(value: object) -> str:
         return "null"
     names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "a string" if isinstance(value, str) else f"of type {type(value).__name__}")
-
-
-def first_line(error: Exception) -> str:
-    """What a library says of an error, without the lines that follow."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")

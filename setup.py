@@ -32,6 +32,8 @@ setup(
         "pydantic>=2.7",
         "safetensors>=0.4",
         "tqdm>=4.66",
+        "filelock>=3.13",
+        "psutil>=5.9",
         "matplotlib>=3.8",  # the report: charts, page, order of the heat map
         "jinja2>=3.1",
         "pyyaml>=6",

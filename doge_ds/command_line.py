@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NoReturn, cast
 
 from doge_ds.errors import ConfigError
+from doge_ds.training.time_limit import read_time_limit
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +27,7 @@ class RunArguments:
     resume: Literal["auto", "never"]
     mixture: str | None = None
     change_mixture: bool = False
+    time_limit: float | None = None
 
 
 def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_mixture: bool = False) -> RunArguments:
@@ -60,6 +62,12 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
         default="auto",
         help="auto: continue the run that the directory holds; never: refuse to",
     )
+    parser.add_argument(
+        "--time_limit",
+        metavar="[D-]H:MM:SS",
+        help="wall-clock time that this process has: it saves before the time is over and ends with status 75; the "
+        "same command continues",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     found = parser.parse_args(arguments)
     return RunArguments(
@@ -69,4 +77,5 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
         resume=cast(Literal["auto", "never"], found.resume),
         mixture=found.mixture if needs_mixture else None,
         change_mixture=needs_mixture and found.change_mixture,
+        time_limit=read_time_limit(found.time_limit),
     )

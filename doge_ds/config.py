@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import to_json
 
 from doge_ds.errors import ConfigError, nearest
-from doge_ds.json_files import read_json_object
+from doge_ds.json_files import check_characters, parse_json, read_json_object
 
 
 class _Section(BaseModel):
@@ -56,6 +56,16 @@ class TrainingConfig(_Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of initialisation, sample order and dropout.")
     checkpoint_every: int = Field(default=1000, ge=1, description="Steps between checkpoints; the last is saved.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
+    keep_universal: bool = Field(default=False, description="Keep what was converted for another number of ranks.")
+    on_failed_save: Literal["continue", "stop"] = Field(
+        default="continue", description="Where a checkpoint cannot be written (a full disk): train on, or end."
+    )
+    stop_after_bad_steps: int = Field(
+        default=10, ge=1, description="End after so many steps in a row whose loss or gradient is NaN or infinite."
+    )
+    rank_timeout: float = Field(
+        default=1800.0, ge=1, description="Seconds without a step after which a rank that hangs ends the run."
+    )
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl, the last one too.")
     eval_every: int | None = Field(default=None, ge=1, description="Steps between held-out evaluations; null: none.")
     eval_windows: int = Field(default=64, ge=1, description="Held-out windows of each domain in one evaluation.")
@@ -307,8 +317,12 @@ def _override(values: dict[str, Any], setting: str) -> None:
     if not equals or not all(keys.split(".")):
         raise ConfigError(f"--set {setting}", "is no assignment", "write it like training.steps=100")
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        check_characters(setting)
+    except ValueError as error:
+        raise ConfigError(f"--set {setting}", str(error), "write whole characters") from None
+    try:
+        value = parse_json(text)
+    except ValueError:
         value = text
     *sections, last = keys.split(".")
     for section in sections:

@@ -7,6 +7,8 @@ import difflib
 import sys
 from collections.abc import Iterable
 
+_LONGEST_PART = 1200  # characters; names come from files, and one may have as many as it likes
+
 
 class DogeError(Exception):
     """A mistake that the user can mend.
@@ -22,8 +24,8 @@ class DogeError(Exception):
         super().__init__(where, problem, remedy)  # all three, so that the error can be pickled by worker processes
 
     def __str__(self) -> str:
-        where, problem, remedy = self.args
-        return " ".join(f"{where}: {problem}; {remedy}".split())
+        where, problem, remedy = map(_in_one_line, self.args)
+        return f"{where}: {problem}; {remedy}"
 
 
 class ConfigError(DogeError):
@@ -46,6 +48,18 @@ class RunError(DogeError):
     """A run directory that cannot be continued or read."""
 
 
+class SaveError(DogeError):
+    """A checkpoint that could not be written."""
+
+    exit_status = 1
+
+
+class RankLostError(DogeError):
+    """A process of the run that ended or hangs, so that the others cannot go on."""
+
+    exit_status = 1
+
+
 class ModelError(DogeError):
     """A model that cannot be built or loaded."""
 
@@ -54,6 +68,14 @@ class DivergedError(DogeError):
     """A run that came to its end without having learned anything."""
 
     exit_status = 1
+
+
+def _in_one_line(part: str) -> str:
+    """The text without line ends; what a terminal would obey, or could not print, spelt out; of a long one the ends."""
+    text = " ".join(part.split())
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART // 2]} ... {text[-_LONGEST_PART // 4:]}"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -13,6 +13,12 @@ from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, RunError, StoreError
 from doge_ds.mixture import read_mixture
 from doge_ds.reporting.run_files import Facts, read_facts
+from doge_ds.training.checkpoint_files import (
+    Checkpoint,
+    choose_checkpoint,
+    read_checkpoint,
+    refuse_what_others_may_have_written,
+)
 
 _EXAMPLES = """examples:
   doge-ds export runs/base -o hf_bf16 --dtype bfloat16
@@ -82,7 +88,7 @@ def export_run(
     if store.fingerprint() != facts.store:
         problem = f"is not the store {facts.store} that {run} was trained on"
         raise StoreError(str(store.path), problem, "give that one with --data")
-    checkpoint = _choose_checkpoint(run / "checkpoints", step)
+    checkpoint = _choose_checkpoint(run, step)
 
     import torch
 
@@ -170,21 +176,25 @@ def _sequences_seen(store: TokenStore, config: BaseConfig | ProxyConfig, facts: 
     """Of each domain, and of the mix that may be a proxy's target, in the first `steps` steps."""
     if isinstance(config, BaseConfig):
         return base_order(store, config, facts.stages).counts(steps * config.training.global_batch_size)
-    from doge_ds.train_proxy import proxy_loader
+    from doge_ds.proxy_data import proxy_loader
 
     return proxy_loader(config, store, config.training.sequences_per_domain).needs(steps)
 
 
-def _choose_checkpoint(folder: Path, step: int | None) -> Path:
-    """The folder of the latest checkpoint, or of that step's."""
-    pointer = folder / "latest"
-    latest = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    names = [path.name for path in folder.glob("step*") if _CHECKPOINT.fullmatch(path.name)]
-    # A later folder than the latest one was begun and never finished.
-    whole = sorted(name for name in names if name <= latest)
-    chosen = latest if step is None else f"step{step:08d}"
-    if chosen not in whole:
-        steps = ", ".join(str(int(name.removeprefix("step"))) for name in whole) or "none"
+def _choose_checkpoint(run: Path, step: int | None) -> Path:
+    """The folder of the newest whole checkpoint, or of that step's; one that is safe to load."""
+    folder = run / "checkpoints"
+    whole = [found for path in sorted(folder.glob("step*")) if isinstance(found := read_checkpoint(path), Checkpoint)]
+    if step is None:
+        newest, _ = choose_checkpoint(folder)
+        chosen = [newest] if newest else []
+    else:
+        chosen = [checkpoint for checkpoint in whole if checkpoint.step == step]
+    if not chosen:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in whole) or "none"
         problem = f"has no checkpoint of step {step}" if step is not None else "has no checkpoint"
         raise RunError(str(folder), problem, f"the steps there are: {steps}")
-    return folder / chosen
+    refuse_what_others_may_have_written(run, chosen[0].folder)
+    if damage := chosen[0].find_damage():
+        raise RunError(str(chosen[0].folder), f"is not as it was written: {damage}", "choose another one with --step")
+    return chosen[0].folder

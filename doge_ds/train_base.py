@@ -15,6 +15,7 @@ Exit status: 0 finished, 2 the input is wrong, 75 saved and not finished (SIGTER
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from doge_ds.command_line import RunArguments, read_run_arguments
@@ -29,8 +30,10 @@ from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.mixture import tokenizer_warning
 from doge_ds.mixture_schedule import BaseMixture, Stage, chosen_schedule, continued, mean_weights
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
+from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
-from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
+from doge_ds.training.engine import cut_into_micro_batches, start_engine
+from doge_ds.training.health import Health
 from doge_ds.training.launch import (
     Ranks,
     finish,
@@ -43,14 +46,17 @@ from doge_ds.training.launch import (
 from doge_ds.training.losses import DomainLosses
 from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count, sequence_losses
 from doge_ds.training.monitor import monitor_settings
-from doge_ds.training.run import Run, RunDirectory
+from doge_ds.training.run import Run
+from doge_ds.training.run_directory import RunDirectory
 from doge_ds.training.throughput import Throughput
+from doge_ds.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
 class BaseJob:
     """Everything that was checked before other ranks are waited for."""
 
+    options: RunArguments
     config: BaseConfig
     store: TokenStore
     ranks: Ranks
@@ -70,8 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten_libraries()
     job = check(read_run_arguments(__doc__ or "", arguments, needs_mixture=True))
     if not job.directory.is_finished:
-        start_process_group(job.ranks)
-        if not train(job):
+        timeout = job.config.training.rank_timeout
+        start_process_group(job.ranks, timeout)
+        with Watchdog(job.ranks, timeout) as watchdog:
+            is_finished = train(job, watchdog)
+        if not is_finished:
             return finish(75)
         finish(0)
         if job.ranks.rank == 0:
@@ -136,6 +145,7 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
         options.output, config, facts, "hf", options.resume, changes_mixture=mixture.changed_at is not None
     )
     job = BaseJob(
+        options,
         config,
         store,
         ranks,
@@ -186,7 +196,7 @@ def tokenizer_warnings(job: BaseJob) -> list[str]:
     return [warning for warning in dict.fromkeys(found) if warning]
 
 
-def train(job: BaseJob) -> bool:
+def train(job: BaseJob, watchdog: Watchdog) -> bool:
     """The base loop; whether it came to its end (or was asked to stop, and saved)."""
     config, loader, directory = job.config, job.loader, job.directory
     if is_speaker := job.ranks.rank == 0:
@@ -198,18 +208,25 @@ def train(job: BaseJob) -> bool:
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
     engine = start_engine(model, job.deepspeed_config, config.training)
     losses = DomainLosses(list(job.order.sequence_counts), engine.device)
+    health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     state = checkpoints.load(engine)
     if state is not None:
         loader.check_state(state["data"])
         losses.load_state_dict(state["losses"])
+        health.load_state_dict(state["health"])
+    first_step = state["step"] if state else 0
     if is_speaker:  # not before DeepSpeed has accepted its configuration, and a changed mixture its checkpoint
-        directory.create()
+        directory.create(first_step, job.options.config)
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
     )
-    run = Run(directory, state["step"] if state else 0, config.training, job.monitors, throughput, is_speaker)
+    run = Run(directory, first_step, config.training, job.monitors, throughput, watchdog, job.options.time_limit)
     tokens = config.training.global_batch_size * config.data.sequence_length
+
+    def save(problem: str | None) -> None:
+        parts = {"data": loader.state(step + 1), "losses": losses.state_dict(), "health": health.state_dict()}
+        checkpoints.save(engine, step + 1, parts, problem)
 
     for step, batch in zip(run.steps(), loader.batches(run.first_step), strict=False):
         learning_rate = engine.get_lr()[0]
@@ -220,17 +237,21 @@ def train(job: BaseJob) -> bool:
             engine.step()
             losses.add(of_each.detach(), domains)
         stop = losses.reduce(stop=run.stop_requested)
-        values = {"loss": losses.step_mean, "learning_rate": learning_rate, "applied": engine.was_step_applied()}
+        was_applied = engine.was_step_applied()
+        run.warn(health.observe(step, losses.step_mean, was_applied, partial(samples_read, loader, step)))
+        values = {"loss": losses.step_mean, "learning_rate": learning_rate, "applied": was_applied}
         if run.is_logged(step):
             values |= losses.since_last_call() | shares(job, step + 1)
             values |= run.evaluate(step, lambda: job.held_out.measure(engine, engine.device))
         run.log(step, tokens, tokens * (step + 1), values, shown="")
-        if checkpoints.is_due(step) or stop:
-            checkpoints.save(engine, step + 1, {"data": loader.state(step + 1), "losses": losses.state_dict()})
-        if stop and step + 1 < config.training.steps:
-            run.report_stop(step)
+        if run.ends_after(step, stop, health, checkpoints, save):
             return False
     return True
+
+
+def samples_read(loader: MixtureLoader, step: int) -> str:
+    """Numbers of the samples of a 0-based step, in words."""
+    return f"{loader.samples(step):,} to {loader.samples(step + 1) - 1:,}"
 
 
 def shares(job: BaseJob, steps: int) -> dict[str, float]:

@@ -12,35 +12,42 @@ Exit status: 0 finished, 2 the input is wrong, 75 saved and not finished (SIGTER
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import ProxyConfig, config_hash, load_config
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore
-from doge_ds.errors import ConfigError, DivergedError, nearest
+from doge_ds.errors import DivergedError
 from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.json_files import write_json
 from doge_ds.mixture import mixture_from_weights, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
+from doge_ds.proxy_data import choose_domains, proxy_loader, sequences_read
 from doge_ds.reweight.diagnostics import Diagnostics
 from doge_ds.reweight.doge import DomainWeights, Proposal
+from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients, StepSummary, UpdateSummary
-from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
+from doge_ds.training.engine import cut_into_micro_batches, start_engine
+from doge_ds.training.health import Health
 from doge_ds.training.launch import Ranks, finish, quieten_libraries, read_ranks, run_program, start_process_group
 from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count
 from doge_ds.training.monitor import monitor_settings
-from doge_ds.training.run import Run, RunDirectory
+from doge_ds.training.run import Run
+from doge_ds.training.run_directory import RunDirectory
 from doge_ds.training.selection import TensorSelection
 from doge_ds.training.throughput import Throughput
+from doge_ds.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
 class ProxyJob:
     """Everything that was checked before other ranks are waited for."""
 
+    options: RunArguments
     config: ProxyConfig
     store: TokenStore
     ranks: Ranks
@@ -58,8 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten_libraries()
     job = check(read_run_arguments(__doc__ or "", arguments))
     if not job.directory.is_finished:
-        start_process_group(job.ranks)
-        if not train(job):
+        timeout = job.config.training.rank_timeout
+        start_process_group(job.ranks, timeout)
+        with Watchdog(job.ranks, timeout) as watchdog:
+            is_finished = train(job, watchdog)
+        if not is_finished:
             return finish(75)
     if job.ranks.rank == 0:
         _print_result(job)
@@ -102,52 +112,21 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
     monitors = monitor_settings(config.deepspeed, options.output)
     facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
     directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
-    job = ProxyJob(config, store, ranks, train_domains, loader, held_out, model, deepspeed_config, monitors, directory)
+    job = ProxyJob(
+        options,
+        config,
+        store,
+        ranks,
+        train_domains,
+        loader,
+        held_out,
+        model,
+        deepspeed_config,
+        monitors,
+        directory,
+    )
     refuse_too_many_epochs(domain_needs(job), data.max_epochs)
     return job
-
-
-def proxy_loader(
-    config: ProxyConfig, store: TokenStore, micro_batch_size: int, rank: int = 0, world_size: int = 1
-) -> ProxyLoader:
-    """One rank's batches of a proxy run. Raises ConfigError and StoreError as `choose_domains` and the loader do."""
-    return ProxyLoader(
-        store,
-        *choose_domains(config, store),
-        mix=config.doge.target == "mix",
-        sequences_per_domain=config.training.sequences_per_domain,
-        micro_batch_size=micro_batch_size,
-        sequence_length=config.data.sequence_length,
-        seed=config.training.seed,
-        rank=rank,
-        world_size=world_size,
-        domains_per_step=config.doge.domains_per_step,
-        update_every=config.doge.update_every,
-        first_update=config.doge.selection.steps if config.doge.selection else 0,
-    )
-
-
-def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], list[str]]:
-    """Domains to train on, and the targets where they are named.
-
-    Raises:
-        ConfigError: a train or target domain that the store lacks, none to train on, or fewer than a step shall have.
-    """
-    targets = config.doge.target if isinstance(config.doge.target, list) else []
-    train = config.data.train_domains or [name for name in store.domains if name not in targets]
-    for key, names in (("doge.target", targets), ("data.train_domains", train)):
-        for name in names:
-            if name not in store.domains:
-                raise ConfigError(key, f"{name!r} is not in {store.path}", nearest(name, store.domains))
-    if not train:
-        raise ConfigError("data.train_domains", "every domain of the store is a target", "name the domains to train on")
-    per_step = config.doge.domains_per_step or len(train)
-    if per_step > len(train):
-        raise ConfigError("doge.domains_per_step", f"is {per_step} of {len(train)} train domains", "leave it out")
-    if per_step < len(train) and (both := sorted(set(train) & set(targets))):
-        problem = f"names the train domain {both[0]!r}, which most steps would not have (doge.domains_per_step)"
-        raise ConfigError("doge.target", problem, "take it out of data.train_domains, or leave domains_per_step out")
-    return train, targets
 
 
 @dataclass(frozen=True)
@@ -159,16 +138,21 @@ class Proxy:
     selection: TensorSelection
     weights: DomainWeights
     diagnostics: Diagnostics
+    health: Health
     checkpoints: Checkpoints
 
-    def save(self, step: int, data: dict[str, Any]) -> None:
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the engine and the state of the data."""
+        names = ("weights", "selection", "diagnostics", "health")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, loader: ProxyLoader, step: int, problem: str | None) -> None:
         """A checkpoint after `step` steps: model, weights and the state of the data in one."""
-        parts: dict[str, Any] = {"weights": self.weights, "selection": self.selection, "diagnostics": self.diagnostics}
-        state = {name: part.state_dict() for name, part in parts.items()}
-        self.checkpoints.save(self.engine, step, {"data": data, **state})
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        self.checkpoints.save(self.engine, step, {"data": loader.state(step), **state}, problem)
 
 
-def start(job: ProxyJob) -> tuple[Proxy, Run]:
+def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     """Model, engine and weights, as they begin or as the latest checkpoint has them, and the run directory."""
     config, directory = job.config, job.directory
     if is_speaker := job.ranks.rank == 0:
@@ -180,26 +164,28 @@ def start(job: ProxyJob) -> tuple[Proxy, Run]:
     selection = TensorSelection(engine, gradients, config.doge.selection)
     weights = DomainWeights(job.train_domains, job.loader.row_names, config.doge)
     diagnostics = Diagnostics(job.train_domains, config.doge, config.training.steps)
-    if is_speaker:  # not before DeepSpeed has accepted its configuration
-        directory.create()
+    health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
+    proxy = Proxy(engine, gradients, selection, weights, diagnostics, health, checkpoints)
     state = checkpoints.load(engine)
     if state is not None:
         job.loader.check_state(state["data"])
-        weights.load_state_dict(state["weights"])
-        selection.load_state_dict(state["selection"])
-        diagnostics.load_state_dict(state["diagnostics"])
+        for name, part in proxy.parts().items():
+            part.load_state_dict(state[name])
+    first_step = state["step"] if state else 0
+    if is_speaker:  # not before DeepSpeed has accepted its configuration
+        directory.create(first_step, job.options.config)
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
     )
-    run = Run(directory, state["step"] if state else 0, config.training, job.monitors, throughput, is_speaker)
-    return Proxy(engine, gradients, selection, weights, diagnostics, checkpoints), run
+    run = Run(directory, first_step, config.training, job.monitors, throughput, watchdog, job.options.time_limit)
+    return proxy, run
 
 
-def train(job: ProxyJob) -> bool:
+def train(job: ProxyJob, watchdog: Watchdog) -> bool:
     """The proxy loop; whether it came to its end (or was asked to stop, and saved)."""
     loader, steps = job.loader, job.config.training.steps
-    proxy, run = start(job)
+    proxy, run = start(job, watchdog)
     gradients, weights = proxy.gradients, proxy.weights
 
     for step in run.steps():
@@ -221,17 +207,19 @@ def train(job: ProxyJob) -> bool:
             weights.accept(proposal)
             proxy.diagnostics.observe(step, proposal)
         values: dict[str, Any] = {"loss": mean_loss(summary, job.train_domains)}
+        run.warn(
+            proxy.health.observe(
+                step, values["loss"], was_applied, partial(sequences_read, loader, step, summary.rows, summary.losses)
+            )
+        )
         if run.is_logged(step):
             values |= step_metrics(weights, proposal, summary)
             values |= {"learning_rate": learning_rate, "applied": was_applied, **proxy.diagnostics.scalars()}
-            values |= run.warn(proxy.diagnostics.warnings(finished=step + 1 == steps))
+            run.warn(proxy.diagnostics.warnings(finished=step + 1 == steps))
             values |= run.evaluate(step, lambda: job.held_out.measure(proxy.engine, proxy.engine.device))
         tokens = [loader.samples(number) * job.config.data.sequence_length for number in (step, step + 1)]
         run.log(step, tokens[1] - tokens[0], tokens[1], values, shown=_shown(weights))
-        if proxy.checkpoints.is_due(step) or summary.stop:
-            proxy.save(step + 1, loader.state(step + 1))
-        if summary.stop and step + 1 < steps:
-            run.report_stop(step)
+        if run.ends_after(step, summary.stop, proxy.health, proxy.checkpoints, partial(proxy.save, loader, step + 1)):
             return False
 
     if job.ranks.rank == 0:

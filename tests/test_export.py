@@ -1,6 +1,7 @@
 """`doge-ds export`: what it refuses. tests/distributed/test_resume.py exports real checkpoints."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def run(store: Path, tmp_path: Path) -> Path:
     }
     for step in (5, 10, 15):
         (run / f"checkpoints/step{step:08d}").mkdir(parents=True)
+        if step < 15:
+            (run / f"checkpoints/step{step:08d}/whole.json").write_text('{"ranks": 2, "files": {}}')
     (run / "checkpoints/latest").write_text("step00000010")
     (run / "run.json").write_text(json.dumps(facts))
     (run / "config.json").write_text(json.dumps(config))
@@ -137,8 +140,23 @@ def test_a_step_without_a_whole_checkpoint_is_refused(
     for name in ("step00000001.bak", "step1", "stepping"):
         (run / "checkpoints" / name).mkdir()
     assert "the steps there are: 5, 10\n" in refusal(capsys, run, "--output", tmp_path / "hf", "--step", 1)
-    (run / "checkpoints/latest").unlink()
+    shutil.rmtree(run / "checkpoints")
     assert "has no checkpoint; the steps there are: none" in refusal(capsys, run, "--output", tmp_path / "hf")
+
+
+def test_a_checkpoint_that_is_damaged_or_not_ours_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doge_ds.data.tokens.TokenStore.fingerprint", lambda self: "0123")
+    folder = run / "checkpoints/step00000010"
+    (folder / "x.pt").write_bytes(b"no archive")
+    (folder / "whole.json").write_text('{"ranks": 2, "files": {"x.pt": 10}}')
+    printed = refusal(capsys, run, "--output", tmp_path / "hf")
+    assert (
+        f"{folder}: is not as it was written: x.pt cannot be read (File is not a zip file); choose another" in printed
+    )
+    (folder / "x.pt").chmod(0o666)
+    assert "x.pt: may be written by everybody" in refusal(capsys, run, "--output", tmp_path / "hf")
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

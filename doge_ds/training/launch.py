@@ -3,6 +3,8 @@
 The variables of deepspeed and torchrun win over Slurm's, so that either may be started inside a Slurm job.
 """
 
+import errno
+import faulthandler
 import hashlib
 import io
 import os
@@ -15,10 +17,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-from doge_ds.errors import ConfigError, DogeError, report
+from doge_ds.errors import ConfigError, DogeError, SaveError, report
 
 # A launcher that sees one rank fail ends the others within a second or two. A rank that still lives after this long has
 # an error that rank 0 does not have (a file that only its node lacks), and must speak for itself.
@@ -181,8 +184,13 @@ def _first_node(environment: Mapping[str, str]) -> str:
     return first
 
 
-def start_process_group(ranks: Ranks) -> None:
-    """Choose this rank's device and join the others, through DeepSpeed's communication layer."""
+def start_process_group(ranks: Ranks, timeout: float = 1800.0) -> None:
+    """Choose this rank's device and join the others, through DeepSpeed's communication layer.
+
+    Args:
+        ranks: from `read_ranks`.
+        timeout: seconds after which a rank that waits for others gives up, in torch and in NCCL.
+    """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -195,8 +203,18 @@ def start_process_group(ranks: Ranks) -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     get_accelerator().set_device(ranks.local_rank)
     with redirect_stdout(io.StringIO()):  # every rank would print that the op was "built", also when it was only found
-        deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(),
+            verbose=False,
+            timeout=timedelta(seconds=timeout),
+        )
     deepspeed.comm.barrier()  # every rank has looked at the run directory before rank 0 changes it
+
+
+def print_stacks_on_usr2() -> None:
+    """From now on SIGUSR2, and a crash inside a library, print what every thread of this process does."""
+    faulthandler.enable(file=sys.__stderr__)
+    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__)
 
 
 def quieten_libraries() -> None:
@@ -240,6 +258,7 @@ def finish(status: int) -> int:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run a program on this rank and exit with its status; print a user's mistake once, not once a rank."""
+    print_stacks_on_usr2()
     is_srun_task = "RANK" not in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     try:
         status = main()
@@ -247,15 +266,23 @@ def run_program(main: Callable[[], int]) -> NoReturn:
         status = _report_once(error, is_srun_task)
     except KeyboardInterrupt:
         status = 130
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except Exception as error:
+        status = _report_unexpected(error, is_srun_task)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: after an error other ranks may wait in a collective, and torch's process group would wait for them.
     if status not in (0, 75):
         os._exit(status)
     sys.exit(status)
+
+
+def _report_unexpected(error: Exception, is_srun_task: bool) -> int:
+    """A full disk is no defect of ours and gets its line; all else keeps its traceback. The exit status."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where, problem = str(error.filename or "the run directory"), f"cannot be written ({error.strerror})"
+        return _report_once(SaveError(where, problem, "make room; the same command continues"), is_srun_task)
+    traceback.print_exc()
+    return 1
 
 
 def _report_once(error: DogeError, is_srun_task: bool) -> int:

@@ -1,140 +1,32 @@
-"""One run's directory, metrics, progress line and stop signals.
+"""A run under way: its steps, metrics, progress line, warnings, and whether it was asked to stop."""
 
-RUN/config.json      resolved run configuration; can be given to --config again
-RUN/run.json         what else makes the run what it is: program, ranks, store, tokenizer, mixture
-RUN/metrics.jsonl    one object a logged step; RUN/tensorboard/ has its numbers too
-RUN/checkpoints/     DeepSpeed's
-RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
-"""
-
-import json
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from doge_ds.config import RunConfig, TrainingConfig
-from doge_ds.errors import RunError
-from doge_ds.json_files import without_nan, write_json
-from doge_ds.training.monitor import MONITORS, open_monitor, write_scalars
+from doge_ds.config import TrainingConfig
+from doge_ds.errors import SaveError
+from doge_ds.training.checkpoints import Checkpoints
+from doge_ds.training.health import Health
+from doge_ds.training.metrics_file import MetricsFile
+from doge_ds.training.monitor import open_monitor, write_scalars
+from doge_ds.training.run_directory import RunDirectory
 from doge_ds.training.throughput import Throughput, format_rates
-
-Resume = Literal["auto", "never"]
-
-# Keys and sections that may change between a run and its continuation: they do not touch what is computed. The store
-# may have been moved; its fingerprint is compared instead.
-FREE_KEYS = (
-    "config.data.path",
-    "config.training.checkpoint_every",
-    "config.training.keep_checkpoints",
-    "config.training.log_every",
-    "config.training.eval_every",
-    "config.training.eval_windows",
-    "config.training.gradient_checkpointing",
-    "config.training.peak_tflops",
-    "config.training.export_dtype",
-    "config.mixture",  # what is trained on stands in run.json
-    "mixture_from",
-    *(f"config.deepspeed.{name}" for name in MONITORS),
-)
-# What a base run trains on; `--change_mixture` may change it.
-MIXTURE_KEYS = ("mixture", "mixture_given", "schedule")
+from doge_ds.training.time_limit import TimeLimit
+from doge_ds.training.watchdog import Watchdog
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Where nobody watches, in a log file, the progress line is a new line, and not more often than this.
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class RunDirectory:
-    """What is on disk, and whether it may be continued. Looking changes nothing; `create` is for rank 0."""
-
-    def __init__(
-        self,
-        path: Path,
-        config: RunConfig,
-        facts: Mapping[str, Any],
-        result: str,
-        resume: Resume,
-        changes_mixture: bool = False,
-    ) -> None:
-        """Look at the directory.
-
-        Args:
-            path: RUN.
-            config: resolved run configuration.
-            facts: what else makes the run what it is, as JSON.
-            result: name of the file or folder whose presence says that the run is finished.
-            resume: "auto" continues an unfinished run; "never" refuses one.
-            changes_mixture: this start changes the mixture of the run that is there.
-
-        Raises:
-            RunError: the directory holds something else, another run (what differs is named), or a run and resume is
-                "never".
-        """
-        self.path = path
-        self._config = config.model_dump(mode="json")
-        self._facts = json.loads(json.dumps(facts))
-        self.result = path / result
-        self.checkpoints = path / "checkpoints"
-        self._changes_mixture = changes_mixture
-        place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        if not place.is_dir():
-            raise RunError(str(place), "is a file", "name another --output")
-        if not os.access(place, os.W_OK):
-            raise RunError(str(place), "cannot be written", "name another --output, or ask for the right to")
-        if path.is_dir() and any(path.iterdir()):
-            self._refuse_other_runs(resume)
-
-    @property
-    def is_finished(self) -> bool:
-        return self.result.exists()
-
-    def create(self) -> None:
-        """Make the directory with config.json and run.json (rank 0)."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "run.json", self._facts)
-        write_json(self.path / "config.json", self._config)
-
-    def _refuse_other_runs(self, resume: Resume) -> None:
-        files = [self.path / "run.json", self.path / "config.json"]
-        if not all(file.is_file() for file in files):
-            if {file.name for file in self.path.iterdir()} <= {"run.json", "run.json.tmp", "config.json.tmp"}:
-                return  # killed while it was created: nothing is lost
-            raise RunError(str(self.path), "exists and is no run of ours", "name another --output")
-        if resume == "never":
-            raise RunError(str(self.path), "holds a run already", "name another --output, or leave --resume at auto")
-        try:
-            facts, config = (json.loads(file.read_text()) for file in files)
-            there = _flatten({**facts, "config": config})
-        except (ValueError, TypeError):
-            raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None
-        here = _flatten({**self._facts, "config": self._config})
-        missing = object()
-        free = (*FREE_KEYS, *(["ranks"] if self.is_finished else []), *(MIXTURE_KEYS if self._changes_mixture else []))
-        keys = [
-            key
-            for key in sorted(set(there) | set(here))
-            if there.get(key, missing) != here.get(key, missing) and not _is_below(key, free)
-        ]
-        if keys:
-            differing = [
-                f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here" for key in keys
-            ]
-            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-            remedy = "name another --output"
-            if not self.is_finished and all(_is_below(key, MIXTURE_KEYS) for key in keys):
-                remedy += ", or change the mixture from the latest checkpoint on with --change_mixture"
-            raise RunError(str(self.path), f"holds another run: {', '.join(differing[:3])}{more}", remedy)
-
-
 class Run:
-    """A run under way: which steps are left, its metrics and progress line, and whether it was asked to stop."""
+    """Which steps are left, what is written and shown of each, and when to stop before the end."""
 
     def __init__(
         self,
@@ -143,24 +35,30 @@ class Run:
         training: TrainingConfig,
         monitors: Mapping[str, Any],
         throughput: Throughput,
-        is_speaker: bool,
+        watchdog: Watchdog,
+        time_limit: float | None = None,
     ) -> None:
         """Take over metrics.jsonl up to `first_step` and catch SIGTERM, SIGINT and SIGUSR1.
 
         Args:
             directory: created already.
             first_step: steps that the checkpoint has behind it.
-            training: steps, log_every and eval_every.
+            training: steps, log_every, eval_every and on_failed_save.
             monitors: as `monitor_settings` returns them.
             throughput: of this run's model and ranks.
-            is_speaker: this is rank 0: it writes files and the progress line.
+            watchdog: of this rank; rank 0 writes files and the progress line.
+            time_limit: seconds after which the process shall have saved and ended; None for no limit.
         """
         self.first_step = first_step
         self._training = training
-        self.stop_requested = False
-        self._is_speaker = is_speaker
-        self._metrics = directory.path / "metrics.jsonl"
+        self._caught: signal.Signals | None = None
+        self._time_limit = TimeLimit(time_limit)
+        self._saving = 0.0
+        self._watchdog = watchdog
+        self._is_speaker = is_speaker = watchdog.rank == 0
         self._throughput = throughput
+        self._warnings: list[str] = []
+        self._unwritten: str | None = None
         self._monitor = open_monitor(monitors, first_step, directory.path)
         self._started = time.monotonic()
         self._printed_at = self._started
@@ -176,23 +74,32 @@ class Run:
         if is_speaker:
             if first_step:
                 print(f"continues after step {first_step} of {training.steps}", file=sys.stderr, flush=True)
-            self._seconds_before = _drop_lines_after(self._metrics, first_step)
+            self._metrics = MetricsFile(directory.path / "metrics.jsonl", first_step)
         self._handlers = {number: signal.signal(number, self._request_stop) for number in STOP_SIGNALS}
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this rank was told to stop, by a signal or by its clock; all ranks agree in the step's reduction."""
+        return self._caught is not None or self._time_limit.is_near()
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, 0-based, with the progress line around them."""
         self._throughput.restart()
         with self._bar:
             for step in range(self.first_step, self._training.steps):
+                self._watchdog.mark(f"in step {step + 1}")
                 yield step
                 self._bar.update()
+                self._time_limit.step_ended(self._saving)
+                self._saving = 0.0
         for number, handler in self._handlers.items():  # nobody looks at stop_requested any more
             signal.signal(number, handler)
 
     def is_logged(self, step: int) -> bool:
-        """Whether metrics.jsonl gets a line for this 0-based step."""
+        """Whether metrics.jsonl gets a line for this 0-based step: also where there is something to warn of."""
         is_last = step + 1 == self._training.steps
-        return (step + 1) % self._training.log_every == 0 or is_last or self._is_evaluated(step)
+        is_due = (step + 1) % self._training.log_every == 0
+        return is_due or is_last or self._is_evaluated(step) or bool(self._warnings)
 
     def _is_evaluated(self, step: int) -> bool:
         every = self._training.eval_every
@@ -205,6 +112,7 @@ class Run:
         """
         if not self._is_evaluated(step):
             return {}
+        self._watchdog.mark(f"in the evaluation after step {step + 1}")
         with self._throughput.paused():
             return measure()
 
@@ -218,24 +126,76 @@ class Run:
             values: for metrics.jsonl; "loss" is on the progress line too.
             shown: the weights, for the progress line.
         """
-        if not self._is_speaker:
-            return
         self._throughput.add(tokens)
         rates = self._throughput.rates()
-        self._show(step, ", ".join(filter(None, [f"loss {values['loss']:.3f}", format_rates(rates), shown])))
+        if self._is_speaker:
+            self._show(step, ", ".join(filter(None, [f"loss {values['loss']:.3f}", format_rates(rates), shown])))
         if not self.is_logged(step):
+            return
+        warnings = {"warnings": self._warnings} if self._warnings else {}
+        self._warnings = []
+        if not self._is_speaker:
             return
         line = {
             "step": step + 1,
             **values,
+            **warnings,
             "tokens": tokens_so_far,
             **{name: float(f"{rate:.6g}") for name, rate in rates.items()},
-            "seconds": round(self._seconds_before + time.monotonic() - self._started, 3),
+            "seconds": round(self._metrics.seconds + time.monotonic() - self._started, 3),
         }
-        with self._metrics.open("a") as stream:
-            stream.write(json.dumps(without_nan(line)) + "\n")
-        write_scalars(self._monitor, line, step + 1)
+        self._write(line)
         self._throughput.restart()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        """A line into metrics.jsonl and the monitors; a full disk is told of once, and does not end the run."""
+        problem = self._metrics.append(line)
+        try:
+            write_scalars(self._monitor, line, line["step"])
+        except OSError as error:
+            problem = problem or str(error.strerror)
+        if problem and not self._unwritten:
+            text = f"warning: metrics cannot be written ({problem}); those of metrics.jsonl are kept until they can be"
+            tqdm.write(text, file=sys.stderr)
+        self._unwritten = problem
+
+    def ends_after(
+        self, step: int, stop: bool, health: Health, checkpoints: Checkpoints, save: Callable[[str | None], None]
+    ) -> bool:
+        """Save after a 0-based step where that is due (collective); whether the run ends here before its last step.
+
+        Args:
+            step: that is over and logged.
+            stop: the ranks agreed to stop.
+            health: what it was like; after a bad step only the last save of a process is made.
+            checkpoints: the run's.
+            save: saves one; given what speaks against it on this rank: metrics that are not on disk, without which a
+                continued run would miss lines.
+
+        Raises:
+            DivergedError: too many steps in a row were bad.
+            SaveError: a checkpoint could not be written, and nothing would make up for it, or
+                `training.on_failed_save` says to stop.
+        """
+        health.refuse_to_go_on(checkpoints.describe())
+        is_last = step + 1 == self._training.steps
+        if stop or is_last or (checkpoints.is_due(step) and health.is_good):
+            self._watchdog.mark(f"in the checkpoint after step {step + 1}")
+            self._save(save, must=stop or is_last)
+        if stop and not is_last:
+            self._report_stop(step)
+        return stop and not is_last
+
+    def _save(self, save: Callable[[str | None], None], must: bool) -> None:
+        began = time.monotonic()
+        try:
+            save(self._metrics.sync() if self._is_speaker else None)
+        except SaveError as error:
+            if must or self._training.on_failed_save == "stop":
+                raise
+            if self._is_speaker:
+                tqdm.write(f"warning: {error}; training goes on, and saves again when it is due", file=sys.stderr)
+        self._saving = time.monotonic() - began
 
     def _show(self, step: int, text: str) -> None:
         """The progress line: in place on a terminal, else now and then a line of its own."""
@@ -248,59 +208,22 @@ class Run:
         print(line, file=sys.stderr, flush=True)
         self._printed_at = now
 
-    def warn(self, warnings: Sequence[str]) -> dict[str, list[str]]:
-        """Print each as one line; what they add to the step's line in metrics.jsonl."""
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Print each as one line, and write them with this step's metrics, which are logged for it."""
+        self._warnings += warnings
         for warning in warnings if self._is_speaker else ():
             tqdm.write(f"warning: {warning}", file=sys.stderr)
-        return {"warnings": list(warnings)} if warnings else {}
 
-    def report_stop(self, step: int) -> None:
-        """Say that the run ends before its end, after this 0-based step, and that nothing is lost."""
+    def _report_stop(self, step: int) -> None:
+        """Say that the run ends before its end, after this 0-based step, why, and that nothing is lost."""
+        reason = self._caught.name if self._caught else "time limit" if self._time_limit.is_near() else "another rank"
+        done = f"{step + 1} of {self._training.steps}"
         if self._is_speaker:
-            print(
-                f"stopped and saved after step {step + 1} of {self._training.steps}; the same command continues",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"stopped and saved after step {done} ({reason}); the same command continues"
+            print(text, file=sys.stderr, flush=True)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """Finish the step, save, and end with status 75; a second Ctrl-C ends at once."""
-        if self.stop_requested and number == signal.SIGINT:
+        if self._caught is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stop_requested = True
-
-
-def _drop_lines_after(metrics: Path, step: int) -> float:
-    """Cut what a killed run logged beyond its last checkpoint; the seconds that the run had taken until then."""
-    if not metrics.exists():
-        return 0.0
-    kept, seconds = [], 0.0
-    for text in metrics.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break  # the kill came in the middle of this line
-        if line["step"] <= step:
-            kept.append(text + "\n")
-            seconds = line["seconds"]
-    temporary = metrics.with_name(metrics.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(metrics)
-    return seconds
-
-
-def _is_below(key: str, names: Sequence[str]) -> bool:
-    """Whether a flattened key is one of these, or lies in one of them."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; [{"b": 1}] -> {"0.b": 1}."""
-    if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
-        values = dict(enumerate(values))
-    if not isinstance(values, dict) or not values:
-        return {prefix.rstrip("."): values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}{key}."))
-    return flat
+        self._caught = signal.Signals(number)

@@ -18,7 +18,8 @@ from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.reweight.doge import DomainWeights
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients
-from doge_ds.training.engine import Checkpoints, cut_into_micro_batches, start_engine
+from doge_ds.training.checkpoints import Checkpoints
+from doge_ds.training.engine import cut_into_micro_batches, start_engine
 from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, start_process_group
 from doge_ds.training.model import build_model, model_config
 from doge_ds.training.selection import TensorSelection

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from doge_ds.config import BaseTrainingConfig
 from doge_ds.errors import RunError
+from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
-from doge_ds.training.engine import Checkpoints, start_engine
+from doge_ds.training.engine import start_engine
 from doge_ds.training.hugging_face import export_checkpoint
 from doge_ds.training.launch import Ranks
 from doge_ds.training.model import build_model, model_config

@@ -1,97 +1,40 @@
-"""Run directories: which may be continued, and what metrics.jsonl keeps."""
+"""A run under way: what is logged, shown and saved when, and what stops it."""
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from doge_ds.config import ProxyConfig
-from doge_ds.errors import RunError
+from doge_ds.errors import DivergedError, SaveError
+from doge_ds.training.checkpoints import Checkpoints
+from doge_ds.training.health import Health
+from doge_ds.training.launch import Ranks
 from doge_ds.training.monitor import monitor_settings
-from doge_ds.training.run import Run, RunDirectory
+from doge_ds.training.run import Run
+from doge_ds.training.run_directory import RunDirectory
 from doge_ds.training.throughput import Throughput
+from doge_ds.training.watchdog import Watchdog
+from tests.training.test_run_directory import config, look
 
 
-def config(**training: object) -> ProxyConfig:
-    return ProxyConfig.model_validate(
-        {
-            "model": {"model_type": "gpt2"},
-            "data": {"path": "store", "sequence_length": 8},
-            "training": {"steps": 10, "sequences_per_domain": 4, "learning_rate": 0.1, "log_every": 3, **training},
-            "deepspeed": {},
-        }
-    )
+@pytest.fixture
+def watchdog() -> Iterator[Watchdog]:
+    with Watchdog(Ranks(rank=0, world_size=1, local_rank=0), timeout=600) as watchdog:
+        yield watchdog
 
 
-def look(path: Path, resume: str = "auto", facts: dict | None = None, **training: object) -> RunDirectory:
-    return RunDirectory(path, config(**training), facts or {"ranks": 2, "store": "abc"}, "mixture.json", resume)
-
-
-def start(directory: RunDirectory, first_step: int, is_speaker: bool = True, **training: object) -> Run:
+def start(directory: RunDirectory, first_step: int, watchdog: Watchdog, **training: object) -> Run:
     monitors = monitor_settings({}, directory.path)
-    return Run(directory, first_step, config(**training).training, monitors, Throughput(), is_speaker)
-
-
-def test_an_unfinished_run_may_go_on_with_keys_that_touch_nothing_changed(tmp_path: Path) -> None:
-    look(tmp_path / "run").create()
-    again = look(tmp_path / "run", log_every=5, checkpoint_every=7, keep_checkpoints=1, eval_every=2, eval_windows=9)
-    assert not again.is_finished
-    again.create()
-    assert json.loads((tmp_path / "run/config.json").read_text())["training"]["log_every"] == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 20}, "config.training.steps is 10 there and 20 here"),
-        ({"micro_batch_size": 2}, "config.training.micro_batch_size is None there and 2 here"),
-        ({"facts": {"ranks": 4, "store": "abc"}}, "ranks is 2 there and 4 here"),
-        ({"facts": {"ranks": 2, "store": "def"}}, "store is abc there and def here"),
-        ({"resume": "never"}, "holds a run already"),
-    ],
-)
-def test_another_run_is_refused_and_left_alone(tmp_path: Path, change: dict, message: str) -> None:
-    look(tmp_path / "run").create()
-    before = (tmp_path / "run/config.json").read_bytes()
-    with pytest.raises(RunError, match=message):
-        look(tmp_path / "run", **change)
-    assert (tmp_path / "run/config.json").read_bytes() == before
-
-
-def test_a_finished_run_may_be_asked_for_with_other_ranks(tmp_path: Path) -> None:
-    look(tmp_path / "run").create()
-    (tmp_path / "run/mixture.json").write_text("{}")
-    assert look(tmp_path / "run", facts={"ranks": 1, "store": "abc"}).is_finished
-
-
-def test_folders_and_files_of_others_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/draft.txt").write_text("years of work")
-    with pytest.raises(RunError, match="is no run of ours"):
-        look(tmp_path / "thesis")
-    with pytest.raises(RunError, match="is a file"):
-        look(tmp_path / "thesis/draft.txt")
-    (tmp_path / "empty").mkdir()
-    look(tmp_path / "empty").create()
-    assert (tmp_path / "empty/config.json").is_file()
-
-
-def test_a_run_killed_while_its_directory_was_made_starts_again(tmp_path: Path) -> None:
-    look(tmp_path / "run").create()
-    (tmp_path / "run/config.json").rename(tmp_path / "run/config.json.tmp")
-    look(tmp_path / "run").create()
-    assert (tmp_path / "run/config.json").is_file()
-    (tmp_path / "run/config.json").unlink()
-    (tmp_path / "run/metrics.jsonl").write_text("")
-    with pytest.raises(RunError, match="is no run of ours"):
-        look(tmp_path / "run")
+    return Run(directory, first_step, config(**training).training, monitors, Throughput(), watchdog)
 
 
 @pytest.mark.usefixtures("process_group")
-def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_path: Path) -> None:
+def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_path: Path, watchdog: Watchdog) -> None:
     directory = look(tmp_path / "run")
     directory.create()
-    run = start(directory, 0)
+    run = start(directory, 0, watchdog)
     for step in run.steps():
         run.log(
             step,
@@ -104,7 +47,7 @@ def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [3, 6, 9, 10]
     with file.open("a") as stream:
         stream.write('{"step": 12, "lo')
-    resumed = start(directory, 7)
+    resumed = start(directory, 7, watchdog)
     assert list(resumed.steps()) == [7, 8, 9]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
@@ -118,11 +61,11 @@ def test_metrics_of_steps_beyond_the_checkpoint_are_cut_and_half_a_line_too(tmp_
     [(4, [4, 8, 10], [3, 4, 6, 8, 9, 10]), (20, [10], [3, 6, 9, 10]), (None, [], [3, 6, 9, 10])],
 )
 def test_a_step_that_is_evaluated_is_logged(
-    tmp_path: Path, eval_every: int | None, evaluated: list[int], logged: list[int]
+    tmp_path: Path, watchdog: Watchdog, eval_every: int | None, evaluated: list[int], logged: list[int]
 ) -> None:
     directory = look(tmp_path / "run")
     directory.create()
-    run = start(directory, 0, eval_every=eval_every)
+    run = start(directory, 0, watchdog, eval_every=eval_every)
     for step in run.steps():
         values = {"loss": 1.0}
         if run.is_logged(step):
@@ -138,20 +81,21 @@ def test_a_step_that_is_evaluated_is_logged(
 def test_only_rank_zero_writes(tmp_path: Path) -> None:
     directory = look(tmp_path / "run")
     directory.create()
-    run = start(directory, 0, is_speaker=False)
-    for step in run.steps():
-        run.log(step, tokens=5, tokens_so_far=5 * (step + 1), values={"loss": 1.0}, shown="")
+    with Watchdog(Ranks(rank=1, world_size=1, local_rank=0), timeout=600) as second:
+        run = start(directory, 0, second)
+        for step in run.steps():
+            run.log(step, tokens=5, tokens_so_far=5 * (step + 1), values={"loss": 1.0}, shown="")
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 @pytest.mark.usefixtures("process_group")
 def test_in_a_log_file_the_progress_line_is_a_line_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, watchdog: Watchdog, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = look(tmp_path / "run")
     directory.create()
     throughput = Throughput(devices=2, flops_per_token=1e9, peak_tflops=1.0)
-    run = Run(directory, 0, config().training, monitor_settings({}, directory.path), throughput, is_speaker=True)
+    run = Run(directory, 0, config().training, monitor_settings({}, directory.path), throughput, watchdog)
     for step in run.steps():
         run.log(step, tokens=5, tokens_so_far=5 * (step + 1), values={"loss": 2.5}, shown="a 0.25")
     printed = capsys.readouterr().err
@@ -163,7 +107,7 @@ def test_in_a_log_file_the_progress_line_is_a_line_of_its_own(
     for unit in (" tokens/s, ", " a device, ", " TFLOP/s, MFU "):
         assert unit in line
     monkeypatch.setattr("doge_ds.training.run.SECONDS_BETWEEN_LINES", 0.0)
-    again = start(directory, 8)
+    again = start(directory, 8, watchdog)
     for step in again.steps():
         again.log(step, tokens=5, tokens_so_far=5 * (step + 1), values={"loss": 2.5}, shown="")
     lines = capsys.readouterr().err.splitlines()
@@ -171,38 +115,103 @@ def test_in_a_log_file_the_progress_line_is_a_line_of_its_own(
     assert [line.split("| ")[1][:5].strip() for line in lines[1:]] == ["9/10", "10/10"]
 
 
-@pytest.mark.parametrize(
-    "change", [{"peak_tflops": 100.0}, {"gradient_checkpointing": True}], ids=lambda change: next(iter(change))
-)
-def test_what_changes_no_number_may_change(tmp_path: Path, change: dict) -> None:
-    look(tmp_path / "run").create()
-    assert not look(tmp_path / "run", **change).is_finished
+class Saves:
+    """Notes after which steps a checkpoint was written; fails where it is told to."""
+
+    def __init__(self, fails_at: tuple[int, ...] = ()) -> None:
+        self.steps: list[int] = []
+        self.step = 0
+        self._fails_at = fails_at
+
+    def __call__(self, problem: str | None) -> None:
+        assert problem is None
+        if self.step in self._fails_at:
+            raise SaveError("checkpoints", "the checkpoint could not be written (No space left on device)", "make room")
+        self.steps.append(self.step)
 
 
-def test_monitors_may_change_and_the_rest_of_the_deepspeed_configuration_may_not(tmp_path: Path) -> None:
-    def look_with(deepspeed: dict) -> RunDirectory:
-        changed = config().model_copy(update={"deepspeed": deepspeed})
-        return RunDirectory(tmp_path / "run", changed, {"ranks": 2}, "mixture.json", "auto")
+def train(run: Run, tmp_path: Path, saves: Saves, bad: tuple[int, ...] = (), stop_at: int | None = None) -> int:
+    """Run to the end of the steps or to where it stops; how many steps are done."""
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", run._training)
+    health = Health(stop_after=3, has_loss_scale=False)
+    for step in run.steps():
+        run.warn(health.observe(step, float("nan") if step + 1 in bad else 1.0, True, lambda: "8 to 15"))
+        run.log(step, tokens=5, tokens_so_far=5 * (step + 1), values={"loss": 1.0}, shown="")
+        saves.step = step + 1
+        if step + 1 == stop_at:
+            signal.raise_signal(signal.SIGUSR1)
+        if run.ends_after(step, run.stop_requested, health, checkpoints, saves):
+            return step + 1
+    return run._training.steps
 
-    look_with({"bf16": {"enabled": True}}).create()
-    look_with({"bf16": {"enabled": True}, "csv_monitor": {"enabled": True}, "tensorboard": {"enabled": False}})
-    with pytest.raises(RunError, match=r"config\.deepspeed\.bf16.enabled is True there and False here"):
-        look_with({"bf16": {"enabled": False}})
+
+@pytest.mark.usefixtures("process_group")
+def test_checkpoints_are_due_every_few_steps_after_the_last_and_where_it_stops(
+    tmp_path: Path, watchdog: Watchdog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    saves = Saves()
+    assert train(start(directory, 0, watchdog, checkpoint_every=4), tmp_path, saves) == 10
+    assert saves.steps == [4, 8, 10]
+    saves = Saves()
+    assert train(start(directory, 0, watchdog, checkpoint_every=4), tmp_path, saves, stop_at=6) == 6
+    assert saves.steps == [4, 6]
+    printed = capsys.readouterr().err
+    assert "stopped and saved after step 6 of 10 (SIGUSR1); the same command continues" in printed
+    # Asked to stop in the very last step, it is finished and not stopped.
+    assert train(start(directory, 0, watchdog, checkpoint_every=4), tmp_path, Saves(), stop_at=10) == 10
 
 
-def test_a_mixture_changes_only_where_it_is_told_to(tmp_path: Path) -> None:
-    old = {"ranks": 2, "mixture": {"a": 0.5}, "schedule": [{"from_step": 0, "mixture": {"a": 0.5}}]}
-    new = {"ranks": 2, "mixture": {"a": 0.75}, "schedule": [{"from_step": 0, "mixture": {"a": 0.75}}]}
-    look(tmp_path / "run", facts=old).create()
-    message = (
-        "mixture.a is 0.5 there and 0.75 here, schedule.0.mixture.a is 0.5 there and 0.75 here; name another --output, "
-        "or change the mixture from the latest checkpoint on with --change_mixture"
+@pytest.mark.usefixtures("process_group")
+def test_a_time_limit_saves_before_it_is_over(
+    tmp_path: Path, watchdog: Watchdog, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doge_ds.training.run.TimeLimit.is_near", lambda limit: limit._longest_step > 0)
+    directory = look(tmp_path / "run")
+    directory.create()
+    saves = Saves()
+    assert train(start(directory, 0, watchdog), tmp_path, saves) == 2
+    assert saves.steps == [2]
+    assert "stopped and saved after step 2 of 10 (time limit); the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_save_that_fails_is_told_and_training_goes_on_or_stops(
+    tmp_path: Path, watchdog: Watchdog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    saves = Saves(fails_at=(4,))
+    assert train(start(directory, 0, watchdog, checkpoint_every=2), tmp_path, saves) == 10
+    assert saves.steps == [2, 6, 8, 10]
+    assert "warning: checkpoints: the checkpoint could not be written (No space left on device)" in (
+        capsys.readouterr().err
     )
-    with pytest.raises(RunError, match=message):
-        look(tmp_path / "run", facts=new)
-    with pytest.raises(RunError, match=r"ranks is 2 there and 4 here.*; name another --output$"):
-        look(tmp_path / "run", facts={**new, "ranks": 4})
-    RunDirectory(tmp_path / "run", config(), new, "mixture.json", "auto", changes_mixture=True).create()
-    assert json.loads((tmp_path / "run/run.json").read_text()) == new
-    with pytest.raises(RunError, match="ranks is 2 there and 4 here"):
-        RunDirectory(tmp_path / "run", config(), {**old, "ranks": 4}, "mixture.json", "auto", changes_mixture=True)
+    with pytest.raises(SaveError, match="No space left"):
+        train(start(directory, 0, watchdog, checkpoint_every=4, on_failed_save="stop"), tmp_path, Saves(fails_at=(4,)))
+    with pytest.raises(SaveError, match="No space left"):  # nothing comes after the last one
+        train(start(directory, 0, watchdog), tmp_path, Saves(fails_at=(10,)))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_bad_steps_are_warned_of_and_not_saved_after_and_too_many_end_the_run(
+    tmp_path: Path, watchdog: Watchdog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = look(tmp_path / "run")
+    directory.create()
+    saves = Saves()
+    assert train(start(directory, 0, watchdog, checkpoint_every=2), tmp_path, saves, bad=(3, 4, 7)) == 10
+    assert saves.steps == [2, 6, 8, 10]
+    lines = {line["step"]: line for line in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())}
+    assert list(lines) == [3, 4, 6, 7, 9, 10]  # every third, the last, and those with a warning
+    assert [step for step, line in lines.items() if "warnings" in line] == [3, 4, 7]
+    assert "the loss of step 4 is NaN or infinite, so the step was left out; its samples: 8 to 15" in (
+        capsys.readouterr().err
+    )
+    message = (
+        "all steps from 5 to 7: had a loss or gradient that is NaN or infinite; samples of the last: 8 to 15; "
+        "there is no checkpoint before it; look for damaged text there"
+    )
+    with pytest.raises(DivergedError, match=message):
+        train(start(directory, 0, watchdog), tmp_path, Saves(), bad=(5, 6, 7))

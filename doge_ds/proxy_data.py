@@ -1,0 +1,61 @@
+"""What a proxy run reads: its domains, and the batches of one rank."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from doge_ds.config import ProxyConfig
+from doge_ds.data.loader import ProxyLoader
+from doge_ds.data.tokens import TokenStore
+from doge_ds.errors import ConfigError, nearest
+
+
+def proxy_loader(
+    config: ProxyConfig, store: TokenStore, micro_batch_size: int, rank: int = 0, world_size: int = 1
+) -> ProxyLoader:
+    """One rank's batches of a proxy run. Raises ConfigError and StoreError as `choose_domains` and the loader do."""
+    return ProxyLoader(
+        store,
+        *choose_domains(config, store),
+        mix=config.doge.target == "mix",
+        sequences_per_domain=config.training.sequences_per_domain,
+        micro_batch_size=micro_batch_size,
+        sequence_length=config.data.sequence_length,
+        seed=config.training.seed,
+        rank=rank,
+        world_size=world_size,
+        domains_per_step=config.doge.domains_per_step,
+        update_every=config.doge.update_every,
+        first_update=config.doge.selection.steps if config.doge.selection else 0,
+    )
+
+
+def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], list[str]]:
+    """Domains to train on, and the targets where they are named.
+
+    Raises:
+        ConfigError: a train or target domain that the store lacks, none to train on, or fewer than a step shall have.
+    """
+    targets = config.doge.target if isinstance(config.doge.target, list) else []
+    train = config.data.train_domains or [name for name in store.domains if name not in targets]
+    for key, names in (("doge.target", targets), ("data.train_domains", train)):
+        for name in names:
+            if name not in store.domains:
+                raise ConfigError(key, f"{name!r} is not in {store.path}", nearest(name, store.domains))
+    if not train:
+        raise ConfigError("data.train_domains", "every domain of the store is a target", "name the domains to train on")
+    per_step = config.doge.domains_per_step or len(train)
+    if per_step > len(train):
+        raise ConfigError("doge.domains_per_step", f"is {per_step} of {len(train)} train domains", "leave it out")
+    if per_step < len(train) and (both := sorted(set(train) & set(targets))):
+        problem = f"names the train domain {both[0]!r}, which most steps would not have (doge.domains_per_step)"
+        raise ConfigError("doge.target", problem, "take it out of data.train_domains, or leave domains_per_step out")
+    return train, targets
+
+
+def sequences_read(loader: ProxyLoader, step: int, rows: Sequence[str], losses: torch.Tensor) -> str:
+    """Which sequences, in their own order, a 0-based step read of the rows whose loss is no number, or of all rows."""
+    before, after = loader.needs(step), loader.needs(step + 1)
+    strange = [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]
+    return ", ".join(f"{row} {before[row]:,} to {after[row] - 1:,}" for row in strange or rows)

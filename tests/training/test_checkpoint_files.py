@@ -1,0 +1,194 @@
+"""Which checkpoints are whole, which are read, which are kept: decided from files alone."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from doge_ds.errors import RunError
+from doge_ds.training.checkpoint_files import (
+    Checkpoint,
+    choose_checkpoint,
+    make_whole,
+    prune,
+    read_checkpoint,
+    refuse_what_others_may_have_written,
+    set_aside,
+    step_folder,
+    temporary,
+)
+
+
+def write(checkpoints: Path, step: int, ranks: int = 2) -> Path:
+    """A whole checkpoint of small tensors, as a run leaves it."""
+    folder = step_folder(checkpoints, step)
+    written = temporary(folder)
+    written.mkdir(parents=True)
+    for rank in range(ranks):
+        torch.save({"weight": torch.arange(1000.0) + rank}, written / f"rank{rank}.pt")
+    make_whole(written, ranks)
+    return folder
+
+
+def chosen(checkpoints: Path) -> int | None:
+    found, _ = choose_checkpoint(checkpoints)
+    return found.step if found else None
+
+
+def test_a_folder_gets_its_name_when_it_is_whole_and_latest_after_that(tmp_path: Path) -> None:
+    assert choose_checkpoint(tmp_path / "checkpoints") == (None, [])
+    folder = write(tmp_path, 6)
+    assert folder.name == "step00000006"
+    assert (tmp_path / "latest").read_text() == folder.name
+    assert sorted(path.name for path in folder.iterdir()) == ["rank0.pt", "rank1.pt", "whole.json"]
+    found = read_checkpoint(folder)
+    assert isinstance(found, Checkpoint)
+    assert (found.step, found.ranks, found.files) == (6, 2, ["rank0.pt", "rank1.pt"])
+    assert found.find_damage() is None
+
+
+def cut_off(folder: Path) -> str:
+    os.truncate(folder / "rank1.pt", 100)
+    return "has 100 of "
+
+
+def lose_a_file(folder: Path) -> str:
+    (folder / "rank0.pt").unlink()
+    return "lacks rank0.pt"
+
+
+def lose_the_record(folder: Path) -> str:
+    (folder / "whole.json").unlink()
+    return "has no whole.json"
+
+
+def damage_the_record(folder: Path) -> str:
+    (folder / "whole.json").write_text('{"ranks": 2')
+    return "has a damaged whole.json"
+
+
+@pytest.mark.parametrize("harm", [cut_off, lose_a_file, lose_the_record, damage_the_record])
+def test_the_one_before_is_taken_with_a_line_that_says_why(tmp_path: Path, harm: object) -> None:
+    write(tmp_path, 6)
+    newest = write(tmp_path, 12)
+    assert chosen(tmp_path) == 12
+    problem = harm(newest)  # type: ignore[operator]
+    found, passed_over = choose_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 6
+    assert len(passed_over) == 1
+    assert f"{newest} {problem}" in passed_over[0]
+    assert passed_over[0].endswith("; continues from step00000006")
+
+
+def test_where_none_is_whole_nothing_is_started_over(tmp_path: Path) -> None:
+    for step in (6, 12):
+        lose_a_file(write(tmp_path, step))
+    with pytest.raises(RunError, match=r"has no checkpoint that is whole: .*12 lacks rank0.pt, .*6 lacks rank0.pt; re"):
+        choose_checkpoint(tmp_path)
+    assert len(list(tmp_path.glob("step*"))) == 2
+
+
+def test_a_first_save_that_was_cut_short_is_no_checkpoint(tmp_path: Path) -> None:
+    temporary(step_folder(tmp_path, 6)).mkdir()
+    assert choose_checkpoint(tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("pointer", "step"), [("step00000006", 6), ("step00000012", 12), ("", 12), ("step00000099", 12), ("\xff", 12)]
+)
+def test_one_may_go_back_by_writing_an_older_name_into_latest(tmp_path: Path, pointer: str, step: int) -> None:
+    write(tmp_path, 6)
+    write(tmp_path, 12)
+    (tmp_path / "latest").write_bytes(pointer.encode("latin-1"))
+    assert chosen(tmp_path) == step
+    (tmp_path / "latest").unlink()
+    assert chosen(tmp_path) == 12
+
+
+def test_any_flipped_bit_of_a_tensor_is_found_and_by_the_rank_whose_part_it_is(tmp_path: Path) -> None:
+    draw = random.Random(3)
+    folder = write(tmp_path, 6)
+    file = folder / "rank1.pt"
+    good = file.read_bytes()
+    values = torch.arange(1000.0).add(1).numpy().tobytes()
+    start = good.index(values)
+    for _ in range(40):
+        place = start + draw.randrange(len(values))
+        file.write_bytes(good[:place] + bytes([good[place] ^ (1 << draw.randrange(8))]) + good[place + 1 :])
+        found = read_checkpoint(folder)
+        assert isinstance(found, Checkpoint)
+        assert found.find_damage(0, 2) is None
+        assert "rank1.pt is damaged in " in str(found.find_damage(1, 2))
+    file.write_bytes(bytes(len(good)))
+    assert "rank1.pt cannot be read (File is not a zip file)" in str(read_checkpoint(folder).find_damage())  # type: ignore[union-attr]
+    aside = set_aside(folder)
+    assert aside.name == "step00000006.broken"
+    assert chosen(tmp_path) is None
+    shutil.copytree(aside, folder)
+    assert set_aside(folder).name == "step00000006.broken1"
+
+
+def test_pruning_keeps_the_last_good_ones_and_what_is_broken_does_not_count(tmp_path: Path) -> None:
+    folders = [write(tmp_path, step) for step in (6, 12, 18, 24)]
+    lose_a_file(folders[2])
+    temporary(step_folder(tmp_path, 30)).mkdir()
+    folders[0].with_name(folders[0].name + ".universal").mkdir()
+    set_aside(write(tmp_path, 3))
+    prune(tmp_path, folders[3], keep=2)
+    assert sorted(path.name for path in tmp_path.glob("step*")) == [
+        "step00000003.broken",
+        "step00000012",
+        "step00000024",
+    ]
+    # A step back: later ones are of a future that is trained anew.
+    prune(tmp_path, folders[1], keep=1)
+    assert sorted(path.name for path in tmp_path.glob("step????????")) == ["step00000012"]
+
+
+def test_the_same_step_saved_again_replaces_the_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path, 6)
+    lose_a_file(folder)
+    write(tmp_path, 6, ranks=3)
+    found = read_checkpoint(folder)
+    assert isinstance(found, Checkpoint)
+    assert found.ranks == 3
+    prune(tmp_path, folder, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step00000006"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run/checkpoints", 6)
+    refuse_what_others_may_have_written(tmp_path / "run", folder)
+    os.chown(folder / "rank1.pt", 12345, -1)
+    with pytest.raises(RunError, match=r"rank1.pt: belongs to user 12345, and to load a checkpoint is to run what"):
+        refuse_what_others_may_have_written(tmp_path / "run", folder)
+
+
+@pytest.mark.parametrize("name", ["rank1.pt", ".", "..", "../.."])
+def test_what_everybody_may_write_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "run/checkpoints", 6)
+    place = folder / name
+    place.chmod(place.stat().st_mode | 0o002)
+    with pytest.raises(RunError, match=r"may be written by everybody.*; chmod -R o-w "):
+        refuse_what_others_may_have_written(tmp_path / "run", folder)
+
+
+@pytest.mark.parametrize("name", ["checkpoints/step00000006/rank1.pt", "checkpoints/step00000006", "checkpoints"])
+def test_a_link_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "run/checkpoints", 6)
+    place, elsewhere = tmp_path / "run" / name, tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+    with pytest.raises(RunError, match="is a link, and checkpoints are read from their run alone"):
+        refuse_what_others_may_have_written(tmp_path / "run", folder)
+
+
+def test_a_run_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "scratch/run/checkpoints", 6)
+    (tmp_path / "run").symlink_to(tmp_path / "scratch/run")
+    refuse_what_others_may_have_written(tmp_path / "run", tmp_path / "run/checkpoints/step00000006")

@@ -1,5 +1,6 @@
 # make demo    from nothing to a table: set up, prepare text, train a proxy and two base models, compare them
 # make test    set up and run the tests
+# make test-slurm  the job scripts on a private Slurm of two nodes; installs Debian's Slurm where it may (root, apt-get)
 # make check   format, lint, types, import rules, links and commands in the documentation
 # make setup   the virtual environment alone; PYTHON=... and TORCH=... bring an interpreter and a torch of your own:
 #              make setup PYTHON=python3.12 TORCH="torch==2.9.0 --index-url URL"    installs that torch
@@ -10,13 +11,16 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test check setup
+.PHONY: demo test test-slurm check setup
 
 demo: $(READY)
 	$(VENV)/bin/python -m doge_ds.demo
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
+
+test-slurm: $(READY)
+	$(VENV)/bin/python -m pytest tests/slurm -rs
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

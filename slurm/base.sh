@@ -3,10 +3,14 @@
 #
 #     sbatch --nodes=2 --gpus-per-node=4 --cpus-per-gpu=8 slurm/base.sh CONFIG --mixture runs/X/mixture.json
 #
-# Started again by the same command, an unfinished run continues. See docs/cluster.md; slurm/site.sh is yours to edit.
+# Slurm asks for a save 2 minutes before the time limit and when it preempts the job, which then goes back into the queue
+# and continues by itself (--no-requeue: it ends with 75, and continues when it is submitted again by the same command).
+# See docs/cluster.md; slurm/site.sh is yours to edit.
 #SBATCH --job-name=doge-base
 #SBATCH --output=slurm-%j-%x.out
 #SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
 set -euo pipefail
 
 if [[ -z ${SLURM_SUBMIT_DIR:-} ]]; then
@@ -17,6 +21,7 @@ elif [[ ! -f $SLURM_SUBMIT_DIR/slurm/launch.sh ]]; then
     exit 2
 fi
 cd "$SLURM_SUBMIT_DIR"
+export DOGE_DS_SCRIPT=slurm/base.sh
 # shellcheck source=slurm/launch.sh
 . slurm/launch.sh
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measure models in a Slurm job, on one rank a task; the options are those of eval/run.py. Any number of ranks gives the
-# same numbers: windows of text and tasks are spread over them.
+# same numbers: windows of text and tasks are spread over them. What is measured is not measured again by a job that was
+# preempted, or lost a node, and starts again.
 #
 #     sbatch --gpus=4 --cpus-per-gpu=8 slurm/eval.sh --model runs/X --data STORE --suite doge6 --data_root DIR
 #
@@ -8,6 +9,7 @@
 #SBATCH --job-name=doge-eval
 #SBATCH --output=slurm-%j-%x.out
 #SBATCH --open-mode=append
+#SBATCH --requeue
 set -euo pipefail
 
 if [[ -z ${SLURM_SUBMIT_DIR:-} ]]; then
@@ -18,6 +20,7 @@ elif [[ ! -f $SLURM_SUBMIT_DIR/slurm/launch.sh ]]; then
     exit 2
 fi
 cd "$SLURM_SUBMIT_DIR"
+export DOGE_DS_SCRIPT=slurm/eval.sh
 # shellcheck source=slurm/launch.sh
 . slurm/launch.sh
 

@@ -39,7 +39,7 @@ run_alone() {
     start --nodes=1 --ntasks=1 -- "$@"
 }
 
-# start [OPTIONS OF SRUN ...] -- PROGRAM [ARGUMENTS ...]
+# start [OPTIONS OF SRUN ...] -- PROGRAM [ARGUMENTS ...]: runs it, and leaves the job with its status.
 start() {
     local options=()
     while [[ $1 != -- ]]; do
@@ -53,12 +53,77 @@ start() {
     fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     export PYTHONUNBUFFERED=1 # what a rank prints is in the log at once
-    echo "$(date '+%F %T') job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}: $*"
-    # When a rank fails, the others would wait for it: --kill-on-bad-exit ends them. Not `exec`: this shell stays, and
-    # can forward a signal.
-    srun --kill-on-bad-exit=1 "${options[@]}" "${SRUN_OPTIONS[@]}" "$VIRTUAL_ENVIRONMENT/bin/python" "$@"
+    say "on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}: $*"
+    # When a rank fails, the others would wait for it: --kill-on-bad-exit ends them. In the background, because a trap
+    # waits for what runs in the foreground.
+    srun --kill-on-bad-exit=1 "${options[@]}" "${SRUN_OPTIONS[@]}" "$VIRTUAL_ENVIRONMENT/bin/python" "$@" &
+    ranks=$! started=$SECONDS
+    [[ -z $asked_after ]] || ask_ranks & # the signal came before there were any
+    local status
+    while interrupted=no status=0; do
+        wait "$ranks" || status=$?
+        # A trap ends `wait` with the signal's number; the next `wait` has the status, also when the ranks are gone.
+        [[ $interrupted == yes ]] || break
+    done
+    end_job "$status"
 }
 
+say() {
+    echo "$(date '+%F %T') job $SLURM_JOB_ID $*"
+}
+
+# What Slurm sends before the time limit and before it preempts the job (USR1) goes to this shell alone. TERM has reached
+# the ranks already where Slurm sent it, but not where somebody else did.
+on_signal() {
+    interrupted=yes
+    if [[ -z $asked_after ]]; then
+        asked_after=$SECONDS
+        say "got SIG$1 and asks the ranks to save and end"
+        [[ -z $ranks ]] || ask_ranks &
+    fi
+}
+
+# Always USR1: srun answers TERM by killing the ranks. At first again and again: it swallows what comes before they run.
+# Later once: ranks that have saved, and are about to end, should be left in peace.
+ask_ranks() {
+    while kill -USR1 "$ranks" 2>/dev/null && [[ $((SECONDS - started)) -lt 15 ]]; do
+        sleep 3
+    done
+}
+
+# end_job STATUS: back into the queue, if that is what the ranks' end is about.
+end_job() {
+    local status=$1 id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} job
+    id=${id:-$SLURM_JOB_ID}
+    [[ $status != 0 ]] || exit 0
+    job=" $(scontrol --oneliner show job "$id" || true) "
+    # A job that Slurm is ending (scancel, time limit, preempted without a grace time) is COMPLETING; if it shall run
+    # again, Slurm sees to it. To requeue a cancelled one would bring it back.
+    if [[ $job == *" JobState=RUNNING "* ]] && goes_on "$status" "$job"; then
+        if [[ $job == *" Requeue=0 "* ]]; then
+            say "is not finished and was submitted with --no-requeue: submit it again"
+        else
+            say "is not finished (status $status) and goes back into the queue"
+            trap '' TERM USR1 # Slurm ends this shell now
+            scontrol requeue "$id" || say "could not be requeued: submit it again"
+        fi
+    fi
+    exit "$status"
+}
+
+# goes_on STATUS JOB: whether the same job, started again, continues.
+goes_on() {
+    [[ $1 != 75 ]] || return 0 # the ranks saved
+    # Slurm wants the nodes for another job. Programs that save as they go simply end of its TERM.
+    [[ $2 == *" PreemptTime="* && $2 != *" PreemptTime=None "* ]] && return 0
+    # The signal ended ranks that could not save: they were starting or finishing. Where it came in the first minute, the
+    # time limit is too short for anything, and the job would restart for ever.
+    [[ -n $asked_after && $asked_after -ge 60 && $1 -gt 128 ]]
+}
+
+ranks='' started='' asked_after=''
+trap 'on_signal USR1' USR1
+trap 'on_signal TERM' TERM
 set +u # what `module load` runs does not always stand -u
 # shellcheck source=slurm/site.sh
 . slurm/site.sh

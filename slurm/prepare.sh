@@ -11,6 +11,7 @@
 #SBATCH --ntasks=1
 #SBATCH --output=slurm-%j-%x.out
 #SBATCH --open-mode=append
+#SBATCH --requeue
 set -euo pipefail
 
 if [[ -z ${SLURM_SUBMIT_DIR:-} ]]; then
@@ -21,6 +22,7 @@ elif [[ ! -f $SLURM_SUBMIT_DIR/slurm/launch.sh ]]; then
     exit 2
 fi
 cd "$SLURM_SUBMIT_DIR"
+export DOGE_DS_SCRIPT=slurm/prepare.sh
 # shellcheck source=slurm/launch.sh
 . slurm/launch.sh
 

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed.run
 from deepspeed.launcher import runner
 
-from doge_ds import cli
+from doge_ds import cli, pipeline
 from doge_ds.command_line import read_run_arguments
 from doge_ds.config import BaseConfig, ProxyConfig
 from doge_ds.errors import ConfigError
@@ -23,8 +23,8 @@ each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path
 SLURM_OPTIONS = {
     *("--account", "--cpu-bind", "--cpus-per-gpu", "--cpus-per-task", "--dependency", "--distribution", "--gpu-bind"),
     *("--gpus", "--gpus-per-node", "--gpus-per-task", "--job-name", "--kill-on-bad-exit", "--kill-on-invalid-dep"),
-    *("--me", "--mem", "--nodes", "--ntasks", "--ntasks-per-node", "--parsable", "--partition", "--requeue"),
-    *("--signal", "--time", "--full", "--batch"),
+    *("--me", "--mem", "--no-requeue", "--nodes", "--ntasks", "--ntasks-per-node", "--parsable", "--partition"),
+    *("--requeue", "--signal", "--time", "--full", "--batch"),
 }
 OTHER_OPTIONS = {"--index-url", "--logdir", "--help", "--version", "--long", "--local_rank"}
 SECTIONS = ("data", "training", "doge")
@@ -85,6 +85,9 @@ def check_command(words: Sequence[str]) -> bool:
     """
     if words[0] == "doge-ds":
         parse_verb(words[1], words[2:])
+        return True
+    if words[0] == "slurm/pipeline.sh":
+        pipeline._parser().parse_args(pipeline._joined(words[1:]))
         return True
     place = next((place for place, word in enumerate(words) if place and (word in PROGRAMS or word in SCRIPTS)), None)
     if place is None:
@@ -213,6 +216,7 @@ def all_options() -> set[str]:
     asked: list[Callable[[], object]] = [
         lambda: parse_run("train_base", ["--help"]),
         lambda: parse_eval("eval/run.py", ["--help"]),
+        lambda: pipeline._parser().parse_args(["--help"]),
         lambda: runner.parse_args(["--help"]),
         lambda: torch.distributed.run.get_args_parser().parse_args(["--help"]),
         *(lambda verb=verb: parse_verb(verb, ["--help"]) for verb in cli.VERBS),
@@ -248,6 +252,7 @@ def test_the_rooms_in_the_architecture_are_those_on_disk() -> None:
         ("deepspeed doge_ds/train_proxy.py --config c --mixture uniform", "unrecognized arguments: --mixture"),
         ("x=$(sbatch --nodes=2 slurm/base.sh c --mixtures uniform)", "unrecognized arguments: --mixtures uniform"),
         ("python eval/run.py --data d", "required: --model"),
+        ("slurm/pipeline.sh p.json --sbatch --nodes=2", "required: BASE.json"),
         ("python eval/prefetch.py --suite doge6", "required: --to"),
     ],
 )

@@ -20,6 +20,7 @@ NOT_RUN = {
     "make setup": "installs into .venv, where this test runs",
     "make demo": "takes minutes; the same programs with more text and steps",
     "make test": "runs this test",
+    "make test-slurm": "takes minutes, and starts a cluster",
     "tensorboard --logdir runs": "serves until it is stopped",
     "sbatch --nodes=2 --gpus-per-node=4 --cpus-per-gpu=8 slurm/proxy.sh ds_configs/runs/proxy_82m.json": "needs GPUs",
 }

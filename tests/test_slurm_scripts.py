@@ -1,21 +1,17 @@
-"""The job scripts without a cluster: they parse, and a mistake is one line and status 2 before any rank starts."""
+"""The job scripts without a cluster: they parse, and a mistake is one line and status 2 before any rank starts.
 
-import json
+What they do on a cluster is in tests/slurm/.
+"""
+
 import os
-import random
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from doge_ds.data.prepare import prepare
-from doge_ds.data.preparing.tokenizer_training import train_sentencepiece
-from doge_ds.data.reading.recipes import read_recipe
-from doge_ds.data.tokens import TokenStore
-
 ROOT = Path(__file__).resolve().parents[1]
-JOB_SCRIPTS = ("proxy", "base", "eval", "prepare")
+JOB_SCRIPTS = ("proxy", "base", "eval", "prepare", "report")
 
 
 def run_copy(
@@ -79,6 +75,7 @@ def test_submitted_from_another_folder(name: str, tmp_path: Path) -> None:
         ("proxy", ["y.json"], "y.json: is no file in {project}; give the path"),
         ("eval", [], "slurm/eval.sh: no options are given; sbatch slurm/eval.sh --model MODEL --data STORE"),
         ("prepare", [], "slurm/prepare.sh: no input is given; sbatch slurm/prepare.sh RECIPE.json --output STORE"),
+        ("report", [], "slurm/report.sh: no runs are given; sbatch slurm/report.sh RUN [...] -o FILE"),
     ],
 )
 def test_arguments(name: str, arguments: list[str], message: str, project: Path, tmp_path: Path) -> None:
@@ -100,59 +97,23 @@ def test_an_array_must_hold_all_shards(numbers: tuple[str, str, str], project: P
     assert "--array: does not start at 0, or leaves numbers out; use --array=0-N" in found
 
 
-SLURM_ANSWERS = (
-    shutil.which("sbatch") is not None
-    and subprocess.run("timeout 5 sinfo -h -t idle -o %n 2>/dev/null | grep -q .", shell=True, check=False).returncode
-    == 0
-)
+@pytest.mark.parametrize("name", JOB_SCRIPTS)
+def test_a_job_that_loses_its_node_or_is_preempted_starts_again_in_the_same_output_file(name: str) -> None:
+    options = [line for line in (ROOT / f"slurm/{name}.sh").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --requeue" in options
+    assert "#SBATCH --open-mode=append" in options
+    assert ("#SBATCH --signal=B:USR1@120" in options) == (name in ("proxy", "base"))  # those that save when asked to
 
 
-def sbatch(project: Path, *arguments: str) -> tuple[int, str]:
-    """A real job, waited for: its status, and all that the jobs of this folder wrote."""
-    (project / ".venv/bin/python").unlink(missing_ok=True)
-    (project / "slurm/site.sh").write_text(f"VIRTUAL_ENVIRONMENT={ROOT}/.venv\nSRUN_OPTIONS=()\n")
-    if not (project / "doge_ds").exists():
-        (project / "doge_ds").symlink_to(ROOT / "doge_ds")
-    done = subprocess.run(
-        ["sbatch", "--wait", *arguments],
-        cwd=project,
-        env={**os.environ, "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    return done.returncode, done.stderr + "".join(path.read_text() for path in sorted(project.glob("slurm-*.out")))
+def pipeline(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "slurm/pipeline.sh"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(not SLURM_ANSWERS, reason="no Slurm with an idle node answers")
-def test_an_array_of_shards_and_a_job_that_merges(project: Path) -> None:
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abdegiklmnoprstuvxyz", k=2 + n % 7)) for n in range(300)]
-    for name in ("a", "b", "c"):
-        texts = [" ".join(draw.choices(words, k=50)) for _ in range(60)]
-        (project / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    train_sentencepiece(" ".join(draw.choices(words, k=20_000)).split("q"), 400, project / "tokenizer")
-    files = [{"files": [f"{name}.jsonl"], "domain": name} for name in ("a", "b", "c")]
-    (project / "recipe.json").write_text(json.dumps({"sources": files, "tokenizer": str(project / "tokenizer")}))
-    command = ("slurm/prepare.sh", "recipe.json", "--output", "store", "--workers", "1")
-    status, log = sbatch(project, "--array=0-1", *command)
-    assert status == 0, log
-    assert "shard 0 of 2 is done" in log
-    assert "shard 1 of 2 is done" in log
-    assert not (project / "store").exists()
-    status, log = sbatch(project, *command)
-    assert status == 0, log
-    expected = prepare(
-        read_recipe(project / "recipe.json"), project / "alone", tokenizer=project / "tokenizer", workers=1
-    )
-    assert expected is not None
-    assert TokenStore(project / "store").fingerprint() == expected.fingerprint()
-
-
-@pytest.mark.skipif(not SLURM_ANSWERS, reason="no Slurm with an idle node answers")
-def test_the_jobs_status_is_the_programs(project: Path) -> None:
-    """A real job whose configuration is wrong: status 2, and the program's one line in the output file."""
-    status, log = sbatch(project, "--ntasks=2", "slurm/proxy.sh", "x.json")
-    assert status == 2, log
-    assert len([line for line in log.splitlines() if line.startswith("error: x.json: ")]) == 1, log
+def test_the_pipeline_is_started_from_the_projects_folder_with_a_virtual_environment(
+    project: Path, tmp_path: Path
+) -> None:
+    assert f"{tmp_path}: has no slurm/launch.sh; start slurm/pipeline.sh from" in only_error(pipeline(tmp_path))
+    (project / ".venv/bin/python").unlink()
+    assert f".venv: is no virtual environment in {project}; run make setup" in only_error(pipeline(project))
+    assert pipeline(ROOT, "--help").stdout.startswith("usage: slurm/pipeline.sh ")

@@ -1,0 +1,347 @@
+"""Submit the whole chain to Slurm: text to tokens, proxy, two base models, their evaluation, report.
+
+    slurm/pipeline.sh my_proxy.json my_base.json --output runs/x --sbatch "--gpus-per-node=4 --cpus-per-gpu=8"
+    slurm/pipeline.sh my_proxy.json my_base.json --recipe recipe.json --prepare_tasks 64 --sbatch "--account=me" \\
+        --sbatch_prepare "--partition=cpu --cpus-per-task=16" --sbatch_proxy "--nodes=2 --gpus-per-node=4"
+
+Each stage is a job, or an array of jobs, that starts when the ones before it have succeeded; where one fails, Slurm
+cancels those that wait for it. The two bases, one on the uniform mixture and one on the proxy's, train side by side.
+Everything that can be checked is checked before the first job is submitted. Submitted again, the chain goes on: what is
+trained continues or says that it is finished, and what is prepared or measured already is left out.
+
+FOLDER gets proxy/, base_uniform/, base_doge/, report.html, the jobs' output in logs/, and pipeline.json: the stages,
+their job numbers and the commands that submitted them.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from doge_ds.command_line import Parser
+from doge_ds.config import BaseConfig, ProxyConfig, load_config
+from doge_ds.data.reading.recipes import read_recipe
+from doge_ds.data.tokens import TokenStore
+from doge_ds.errors import ConfigError, DogeError, report
+from doge_ds.json_files import read_json_object, write_json
+from doge_ds.mixture import Mixture
+
+KINDS = ("prepare", "proxy", "base", "eval", "report")
+SBATCH_OPTIONS = ("--sbatch", *(f"--sbatch_{kind}" for kind in KINDS))
+# What the chain says itself. A short option may have its value right behind it.
+OURS = ("--dependency", "--array", "--wrap", "--parsable", "--test-only", "--wait", "-d", "-a", "-W")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job, or one array of jobs.
+
+    Attributes:
+        name: what tells it from the other stages.
+        command: the job script and its arguments.
+        after: names of the stages that must have succeeded.
+        options: sbatch's, as the user wants them for this stage.
+        tasks: jobs of an array, or None for a job of its own.
+        result: what is there already, so that nothing has to be submitted.
+    """
+
+    name: str
+    command: list[str]
+    after: list[str]
+    options: list[str]
+    tasks: int | None = None
+    result: Path | None = None
+
+    def sbatch(self, jobs: Mapping[str, str], logs: Path) -> list[str]:
+        """The command that submits it; `jobs`: numbers of the stages before, those that are left out missing."""
+        output = str(logs).replace("%", "%%") + ("/%x-%A_%a.out" if self.tasks else "/%x-%j.out")
+        words = ["sbatch", "--parsable", f"--job-name=doge-{self.name}", f"--output={output}", *self.options]
+        if self.tasks:
+            words.append(f"--array=0-{self.tasks - 1}")
+        if before := [jobs[name] for name in self.after if name in jobs]:
+            words += [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"]
+        return [*words, *self.command]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, then submit or print; the exit status. A user's mistake is one line."""
+    try:
+        options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+        folder = options.output or Path("runs") / f"{options.proxy.stem}_pipeline"
+        chain = stages(options, folder)
+        if options.dry_run:
+            print_commands(chain, folder)
+        else:
+            refuse_while_queued(folder)
+            submit(chain, folder)
+    except DogeError as error:
+        return report(error)
+    return 0
+
+
+def stages(options: argparse.Namespace, folder: Path) -> list[Stage]:
+    """Check all input and lay out the chain, in order.
+
+    Raises:
+        DogeError: a configuration, the recipe, the store or an option cannot be used.
+    """
+    proxy = load_config(ProxyConfig, options.proxy, options.set_proxy)
+    base = load_config(BaseConfig, options.base, options.set_base)
+    wanted = {kind: _sbatch_options(options, kind) for kind in KINDS}
+    measure = _eval_options(options)
+    chain = _prepare(options, proxy, base, wanted["prepare"])
+    if all(stage.result for stage in chain):
+        check_domains(proxy, base)
+    run = folder / "proxy"
+    train = ["slurm/proxy.sh", str(options.proxy), *_set(options.set_proxy), "--output", str(run)]
+    chain.append(Stage("proxy", train, [stage.name for stage in chain[-1:]], wanted["proxy"]))
+    bases = {name: folder / f"base_{name}" for name in ("uniform", "doge")}
+    for name, base_run in bases.items():
+        mixture = name if name == "uniform" else str(run / "mixture.json")
+        train = ["slurm/base.sh", str(options.base), "--mixture", mixture, *_set(options.set_base)]
+        chain.append(Stage(f"base-{name}", [*train, "--output", str(base_run)], ["proxy"], wanted["base"]))
+    for name, base_run in bases.items():
+        command = ["slurm/eval.sh", "--model", str(base_run), "--data", base.data.path, *measure]
+        result = base_run / "results.json" if _is_measured(command, base_run, folder) else None
+        chain.append(Stage(f"eval-{name}", command, [f"base-{name}"], wanted["eval"], result=result))
+    write = ["slurm/report.sh", str(run), *map(str, bases.values()), "-o", str(folder / "report.html")]
+    after = [stage.name for stage in chain if stage.name.startswith(("base", "eval"))]
+    return [*chain, Stage("report", write, after, wanted["report"])]
+
+
+def _prepare(options: argparse.Namespace, proxy: ProxyConfig, base: BaseConfig, wanted: list[str]) -> list[Stage]:
+    """The stages that make the store, where a recipe is given. Raises DogeError."""
+    if options.recipe is None:
+        return []
+    recipe, store = read_recipe(options.recipe), proxy.data.path
+    if base.data.path != store:
+        problem = f"makes one store, and the proxy reads {store}, the base {base.data.path}"
+        raise ConfigError(f"--recipe {options.recipe}", problem, "set data.path to the same in both configurations")
+    if recipe.tokenizer is None:
+        problem = "is missing, and jobs that share the work cannot train one"
+        raise ConfigError(f"{options.recipe}: tokenizer", problem, "train it with `doge-ds tokenizer`, and name it")
+    command = ["slurm/prepare.sh", str(options.recipe), "--output", store]
+    result = Path(store) if Path(store).exists() else None
+    shares = Stage("prepare", command, [], wanted, options.prepare_tasks, result)
+    return [shares, Stage("merge", command, ["prepare"], wanted, result=result)]
+
+
+def check_domains(proxy: ProxyConfig, base: BaseConfig) -> None:
+    """Refuse now what the base would refuse of the mixture when the proxy has been trained.
+
+    Raises:
+        DogeError: a store cannot be read, or the base's train domains are not those that the proxy learns weights of.
+    """
+    learned_from, trained_on = TokenStore(proxy.data.path), TokenStore(base.data.path)
+    targets = proxy.doge.target if isinstance(proxy.doge.target, list) else []
+    domains = proxy.data.train_domains or [name for name in learned_from.domains if name not in targets]
+    if domains:
+        names = base.data.train_domains or trained_on.domains
+        Mixture.uniform(domains).over(names, "data.train_domains of the base: the mixture that the proxy will learn")
+
+
+def print_commands(chain: Sequence[Stage], folder: Path) -> None:
+    """What would be submitted, with the stages' names for job numbers."""
+    names = {stage.name: stage.name.upper() for stage in chain if not stage.result}
+    for stage in chain:
+        print(f"# {stage.name}: already there, {stage.result}" if stage.result else _shown(stage, names, folder))
+
+
+def _shown(stage: Stage, names: Mapping[str, str], folder: Path) -> str:
+    return shlex.join(stage.sbatch(names, folder / "logs"))
+
+
+def submit(chain: Sequence[Stage], folder: Path) -> dict[str, str]:
+    """Submit one stage after the other, print each, and write FOLDER/pipeline.json; numbers of the jobs by stage.
+
+    Raises:
+        ConfigError: the folder cannot be made, there is no sbatch, or it refused a stage; those before are cancelled.
+    """
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {folder}", f"cannot be made ({error.strerror})", "name another folder") from None
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output {folder}", "cannot be written", "name another folder, or ask for the right to")
+    jobs: dict[str, str] = {}
+    record: list[dict[str, Any]] = []
+    for stage in chain:
+        command = None if stage.result else stage.sbatch(jobs, folder / "logs")
+        if command:
+            done = _run(command)
+            if done.returncode != 0:
+                raise ConfigError(f"stage {stage.name}", _refusal(done), _cancel(jobs))
+            jobs[stage.name] = done.stdout.strip().split(";")[0]  # NUMBER or NUMBER;CLUSTER
+        print(f"{stage.name:<13} {_said(stage, jobs)}", flush=True)
+        record.append({"stage": stage.name, "job": jobs.get(stage.name), "sbatch": command, "runs": stage.command})
+        # After each: this process may be interrupted too, and the jobs are there.
+        submitted = datetime.now(UTC).isoformat("T", "seconds")
+        write_json(folder / "pipeline.json", {"submitted": submitted, "stages": record})
+    print(f"to cancel all of it: scancel {' '.join(jobs.values())}")
+    return jobs
+
+
+def _said(stage: Stage, jobs: Mapping[str, str]) -> str:
+    if stage.result:
+        return f"already there, {stage.result}"
+    before = ", ".join(jobs[name] for name in stage.after if name in jobs)
+    tasks = f" of {stage.tasks} tasks" if stage.tasks else ""
+    return f"job {jobs[stage.name]}{tasks}{', after ' if before else ''}{before}"
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ConfigError(command[0], "is not there", "submit where Slurm's programs are, on a login node") from None
+
+
+def _refusal(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [re.sub(r"^sbatch: (error|fatal): ", "", line) for line in done.stderr.strip().splitlines()]
+    return f"sbatch refused it ({'; '.join(lines[-2:]) or f'status {done.returncode}'})"
+
+
+def _cancel(jobs: Mapping[str, str]) -> str:
+    """Cancel the jobs; what to tell the user."""
+    if not jobs:
+        return "nothing was submitted; mend it and submit again"
+    numbers = [*jobs.values()]
+    if _run(["scancel", *numbers]).returncode != 0:
+        return f"the stages before it wait in the queue: scancel {' '.join(numbers)}"
+    return f"the stages before it ({', '.join(f'{name} {job}' for name, job in jobs.items())}) were cancelled"
+
+
+def _submitted(folder: Path) -> list[dict[str, Any]]:
+    """The stages of the submission before, if there was one."""
+    if not (folder / "pipeline.json").exists():
+        return []
+    found = read_json_object(folder / "pipeline.json").get("stages")
+    if isinstance(found, list) and all(isinstance(stage, dict) for stage in found):
+        return found
+    raise ConfigError(str(folder / "pipeline.json"), "is none of ours", "name another --output, or remove it")
+
+
+def refuse_while_queued(folder: Path) -> None:
+    """Two jobs must not write the same run. Raises ConfigError while jobs of the submission before are there."""
+    before = {str(stage.get("job")) for stage in _submitted(folder)}
+    if not before:
+        return
+    done = _run(["squeue", "--noheader", "--me", "--format=%F"])  # of an array's jobs the array's number
+    if done.returncode != 0:
+        raise ConfigError("squeue", f"fails ({done.stderr.strip()})", "try again when Slurm answers")
+    if there := sorted(before & set(done.stdout.split()), key=int):
+        remedy = f"wait for them, or: scancel {' '.join(there)}"
+        raise ConfigError(str(folder), f"jobs of the submission before are still there ({', '.join(there)})", remedy)
+
+
+def _is_measured(command: list[str], run: Path, folder: Path) -> bool:
+    """Whether results are there, of this model, and were asked for by the same command."""
+    results, model = run / "results.json", run / "hf/config.json"
+    if not (results.exists() and model.exists() and results.stat().st_mtime >= model.stat().st_mtime):
+        return False
+    return any(before.get("runs") == command for before in _submitted(folder))
+
+
+def _sbatch_options(options: argparse.Namespace, kind: str) -> list[str]:
+    """sbatch's options for all stages, then this stage's, which win. Raises ConfigError for one that is ours."""
+    words: list[str] = []
+    for name in ("sbatch", f"sbatch_{kind}"):
+        where = f"--{name}"
+        for text in getattr(options, name):
+            try:
+                words += (found := shlex.split(text))
+            except ValueError as error:
+                raise ConfigError(where, f"{text!r} cannot be split into words ({error})", "mend its quotes") from None
+            for word in found:
+                option = word.partition("=")[0] if word.startswith("--") else word[:2]
+                if option in OURS:
+                    raise ConfigError(where, f"{word!r} is what the pipeline decides itself", "leave it out")
+    return words
+
+
+def _set(settings: Sequence[str]) -> list[str]:
+    return ["--set", *settings] if settings else []
+
+
+def _eval_options(options: argparse.Namespace) -> list[str]:
+    """eval/run.py's, as they were given. Raises ConfigError for tasks that it would refuse."""
+    if names := [*([options.suite] if options.suite else []), *options.tasks]:
+        from doge_ds.evaluation.tasks import check_datasets, choose_tasks  # lm-eval takes seconds to load
+
+        check_datasets(choose_tasks(names, None), Path(options.data_root) if options.data_root else None, None)
+    words: list[str] = []
+    for name in ("suite", "num_fewshot", "data_root"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name}", str(value)]
+    return [*words, *(["--tasks", *options.tasks] if options.tasks else [])]
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--sbatch "--partition=gpu"` as one word: argparse would take the value for an option."""
+    found: list[str] = []
+    for word in arguments:
+        if found and found[-1] in SBATCH_OPTIONS:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+# argparse names the type in its message.
+_positive.__name__ = "positive whole number"
+_natural.__name__ = "whole number"
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="slurm/pipeline.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("proxy", type=Path, metavar="PROXY.json", help="the proxy's run configuration")
+    parser.add_argument("base", type=Path, metavar="BASE.json", help="that of both bases")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="by default runs/<name of PROXY>_pipeline")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, with names for job numbers")
+    for name in ("proxy", "base"):
+        parser.add_argument(
+            f"--set_{name}", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=f"--set, of the {name}"
+        )
+    text = parser.add_argument_group("preparing the store that both configurations name")
+    text.add_argument("--recipe", type=Path, metavar="RECIPE", help="as of `doge-ds prepare`")
+    text.add_argument("--prepare_tasks", type=_positive, default=8, metavar="N", help="jobs that share it (default 8)")
+    measure = parser.add_argument_group("evaluation, beside held-out perplexity; as of eval/run.py")
+    measure.add_argument("--suite", help="a named set of tasks")
+    measure.add_argument("--tasks", nargs="+", default=[], help="tasks by name")
+    measure.add_argument("--num_fewshot", type=_natural, help="solved examples before each question")
+    measure.add_argument("--data_root", help="folder of datasets that eval/prefetch.py has made")
+    slurm = parser.add_argument_group("options of sbatch, in one word: --sbatch_proxy='--nodes=2 --gpus-per-node=4'")
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help="for all stages")
+    for kind in KINDS:
+        slurm.add_argument(f"--sbatch_{kind}", action="append", default=[], metavar="OPTIONS", help=f"for {kind} jobs")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -76,9 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten_libraries()
     job = check(read_run_arguments(__doc__ or "", arguments, needs_mixture=True))
     if not job.directory.is_finished:
-        timeout = job.config.training.rank_timeout
-        start_process_group(job.ranks, timeout)
-        with Watchdog(job.ranks, timeout) as watchdog:
+        start_process_group(job.ranks, job.config.training.rank_timeout)
+        with Watchdog(job.ranks, job.config.training.rank_timeout) as watchdog:
             is_finished = train(job, watchdog)
         if not is_finished:
             return finish(75)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from doge_ds.errors import RunError, first_line
+from doge_ds.json_files import copy_contents
 
 
 def export_checkpoint(
@@ -50,7 +51,9 @@ def export_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.save_pretrained(temporary, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
-        shutil.copytree(tokenizer_folder, temporary, dirs_exist_ok=True)
+        for file in temporary.glob("*.safetensors"):
+            shutil.copymode(temporary / "config.json", file)  # safetensors lets nobody but the owner read its files
+        copy_contents(tokenizer_folder, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(output, ignore_errors=True)
         temporary.rename(output)

@@ -32,6 +32,9 @@ SECONDS_UNTIL_OTHER_RANKS_SPEAK = 5.0
 # as far as the same mistake before it ends.
 SECONDS_UNTIL_SRUN_IS_TOLD = 5.0
 
+# The watchdog says who is missing, torch does not: it shall be first.
+SECONDS_BEHIND_THE_WATCHDOG = 60.0
+
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 SLURM_VARIABLES = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
@@ -184,12 +187,13 @@ def _first_node(environment: Mapping[str, str]) -> str:
     return first
 
 
-def start_process_group(ranks: Ranks, timeout: float = 1800.0) -> None:
+def start_process_group(ranks: Ranks, rank_timeout: float = 1800.0) -> None:
     """Choose this rank's device and join the others, through DeepSpeed's communication layer.
 
     Args:
         ranks: from `read_ranks`.
-        timeout: seconds after which a rank that waits for others gives up, in torch and in NCCL.
+        rank_timeout: seconds after which the watchdog ends a run that stands still. A minute later torch and NCCL give
+            up waiting too, which also holds while a run starts.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -206,7 +210,7 @@ def start_process_group(ranks: Ranks, timeout: float = 1800.0) -> None:
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             verbose=False,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=rank_timeout + SECONDS_BEHIND_THE_WATCHDOG),
         )
     deepspeed.comm.barrier()  # every rank has looked at the run directory before rank 0 changes it
 
@@ -248,8 +252,10 @@ def finish(status: int) -> int:
     import torch.distributed
 
     if status == 75:
-        # srun takes the first rank that ends with 75 for a failure and ends the others; as 143 they would hide the 75.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # srun takes the first rank that ends with 75 for a failure and ends the others; as 143 they would hide the 75,
+        # and so would a job script's second SIGUSR1 as 138.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -30,7 +30,7 @@ def converted(checkpoint: Checkpoint, rank: int) -> Path:
     """
     folder = _universal(checkpoint)
     store = torch.distributed.distributed_c10d._get_default_store()
-    key = f"doge_ds/{folder.name}"
+    key = f"doge_ds/converted/{folder}"
     if rank == 0:
         # The answer must come whatever happens: the others wait for it.
         answer = "the process ended"

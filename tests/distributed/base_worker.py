@@ -1,4 +1,4 @@
-"""Run by two ranks under torchrun: what a ZeRO-3 engine holds and does, next to what plain transformers does.
+"""Run by two ranks: what a ZeRO-3 engine holds and does, next to what plain transformers does.
 
 torchrun --nproc_per_node 2 tests/distributed/base_worker.py FOLDER
 """
@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from doge_ds.config import BaseConfig, load_config
 from doge_ds.evaluation.held_out_sample import HeldOutSample
-from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.checkpoints import Checkpoints
+from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import start_engine
 from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, seed_everything, start_process_group
 from doge_ds.training.model import build_model, model_config, sequence_losses

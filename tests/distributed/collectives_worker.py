@@ -1,4 +1,4 @@
-"""Run by every rank under torchrun: one step of each kind, and every collective in it.
+"""Run by every rank: one step of each kind, and every collective in it.
 
     torchrun --nproc_per_node W tests/distributed/collectives_worker.py SCENARIOS.json FOLDER
 

@@ -1,4 +1,4 @@
-"""Run by every rank under torchrun: held-out losses of texts and options, and of a model that fails on one rank only.
+"""Run by every rank: held-out losses of texts and options, and of a model that fails on one rank only.
 
     torchrun --nproc_per_node W tests/distributed/perplexity_worker.py CASES.json FOLDER
 

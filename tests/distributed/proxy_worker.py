@@ -1,4 +1,4 @@
-"""Run by every rank under torchrun: trains proxies on given tokens and writes down everything that happened.
+"""Run by every rank: trains proxies on given tokens and writes down everything that happened.
 
     torchrun --nproc_per_node W tests/distributed/proxy_worker.py SCENARIOS.json FOLDER
 
@@ -16,9 +16,9 @@ from deepspeed.accelerator import get_accelerator
 from doge_ds.config import DogeConfig, ProxyTrainingConfig
 from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.reweight.doge import DomainWeights
+from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients
-from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.engine import cut_into_micro_batches, start_engine
 from doge_ds.training.launch import Ranks, quieten_libraries, read_ranks, start_process_group
 from doge_ds.training.model import build_model, model_config

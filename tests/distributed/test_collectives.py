@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.collectives import Collective
-from tests.distributed.ranks import torchrun
+from tests.distributed.ranks import run_worker
 from tests.distributed.scenarios import BF16_BUFFER, SMALL_BUCKETS, scenario
 
 WORLD_SIZE = 2
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What every rank recorded, of all scenarios, from one start."""
     folder = tmp_path_factory.mktemp("collectives")
     (folder / "scenarios.json").write_text(json.dumps(SCENARIOS))
-    torchrun(WORLD_SIZE, "collectives_worker.py", str(folder / "scenarios.json"), str(folder))
+    run_worker(WORLD_SIZE, "collectives_worker.py", str(folder / "scenarios.json"), str(folder))
     return folder
 
 

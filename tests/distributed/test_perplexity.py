@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.perplexity_worker import measure
-from tests.distributed.ranks import torchrun
+from tests.distributed.ranks import run_worker
 
 WORLD_SIZE = 2
 
@@ -32,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict]]:
     """[ranks][cases], from one start."""
     folder = tmp_path_factory.mktemp("perplexity")
     (folder / "cases.json").write_text(json.dumps([*CASES.values(), DAMAGED]))
-    torchrun(WORLD_SIZE, "perplexity_worker.py", str(folder / "cases.json"), str(folder))
+    run_worker(WORLD_SIZE, "perplexity_worker.py", str(folder / "cases.json"), str(folder))
     return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
 
 

@@ -13,7 +13,7 @@ from doge_ds.training.hugging_face import export_checkpoint
 from doge_ds.training.model import model_config
 from tests import reference_doge as reference
 from tests import reference_extensions as extensions
-from tests.distributed.ranks import torchrun
+from tests.distributed.ranks import run_worker
 from tests.distributed.scenarios import (
     EVALUATED,
     EXACT,
@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for world_size in WORLD_SIZES:
         folder = found[world_size] = tmp_path_factory.mktemp(f"ranks{world_size}")
         (folder / "scenarios.json").write_text(json.dumps(SCENARIOS))
-        torchrun(world_size, "proxy_worker.py", str(folder / "scenarios.json"), str(folder))
+        run_worker(world_size, "proxy_worker.py", str(folder / "scenarios.json"), str(folder))
     return found
 
 

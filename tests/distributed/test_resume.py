@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from doge_ds.data.tokens import TokenStore
 from doge_ds.evaluation.perplexity import WindowOptions
 from doge_ds.evaluation.windows import Windows
-from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, torchrun
+from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, run_worker
 from tests.distributed.small_runs import SEQUENCE_LENGTH, small_store, write_config
 from tests.plain_likelihood import negative_log_likelihood
 
@@ -51,7 +51,10 @@ def export(*arguments: str) -> str:
 
 
 def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> None:
-    """SIGTERM to one rank in mid-run, SIGKILL to all after going on, then to the end by the deepspeed launcher."""
+    """SIGTERM to one rank in mid-run; SIGKILL in the middle of a checkpoint; and to the end by the deepspeed launcher.
+
+    Of the proxy all ranks are killed, of the base one, and the other has to end by itself.
+    """
     run = folder / f"{stage}_disturbed"
     metrics = run / "metrics.jsonl"
     stopped = Ranks(2, program, *arguments)
@@ -59,14 +62,21 @@ def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> Non
     stopped.processes[1].send_signal(signal.SIGTERM)
     statuses, printed = stopped.finish()
     assert statuses == [75, 75], printed
-    assert re.search(r"stopped and saved after step (\d+) of 40; the same command continues", printed)
+    assert re.search(r"stopped and saved after step (\d+) of 40 \(another rank\); the same command continues", printed)
     assert metrics.read_text().count("\n") < 40
     killed = Ranks(2, program, *arguments)
     killed.wait_for_lines(metrics, 27)
-    printed = killed.kill()
+    killed.wait_until(lambda: any((run / "checkpoints").glob("*.tmp/*")))
+    if stage == "proxy":
+        printed = killed.kill()
+    else:
+        killed.processes[1].send_signal(signal.SIGKILL)
+        statuses, printed = killed.finish(60)
+        assert statuses == [1, -signal.SIGKILL]
+        assert re.search(r"error: the ranks: rank 1 \(process \d+ on \S+\) does not answer, last seen in ", printed)
     assert int(re.findall(r"continues after step (\d+) of 40", printed)[0]) >= 9
     assert metrics.read_text().count("\n") < 40
-    (run / "checkpoints/step00000099").mkdir()  # as a kill in the middle of saving leaves behind
+    (run / "checkpoints/step00000099").mkdir()  # later than latest
     last = deepspeed(2, program, *arguments)
     assert int(re.findall(r"continues after step (\d+) of 40", last.stdout)[0]) >= 18
     (folder / f"{stage}_last_output").write_text(last.stdout)
@@ -183,7 +193,7 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(folder: Path) -> No
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> dict:
     """What base_worker.py found."""
-    torchrun(2, "base_worker.py", str(folder))
+    run_worker(2, "base_worker.py", str(folder))
     found: dict = torch.load(folder / "base_worker.pt", weights_only=True)
     return found
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.proxy_step import Turns  # noqa: E402
 from benchmarks.simple_doge import mean_loss  # noqa: E402
-from doge_ds.config import DogeConfig, ProxyTrainingConfig  # noqa: E402
+from doge_ds.config_sections import DogeConfig, ProxyTrainingConfig  # noqa: E402
 from doge_ds.json_files import read_json_object  # noqa: E402
 from doge_ds.reweight.doge import DomainWeights  # noqa: E402
 from doge_ds.training import domain_gradients  # noqa: E402

@@ -14,16 +14,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from doge_ds.config import (
-    PRESETS,
-    BaseConfig,
-    BaseTrainingConfig,
-    DogeConfig,
-    ProxyConfig,
-    ProxyTrainingConfig,
-    RunConfig,
-    TrainingConfig,
-)
+from doge_ds.config import BaseConfig, ProxyConfig, RunConfig
+from doge_ds.config_sections import PRESETS, BaseTrainingConfig, DogeConfig, ProxyTrainingConfig, TrainingConfig
 from doge_ds.errors import ConfigError, DogeError, nearest, report
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -75,7 +75,7 @@ def _in_one_line(part: str) -> str:
     text = " ".join(part.split())
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return text if len(text) <= _LONGEST_PART else f"{text[:_LONGEST_PART // 2]} ... {text[-_LONGEST_PART // 4:]}"
+    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART // 2]} ... {text[-_LONGEST_PART // 4 :]}"
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -156,7 +156,7 @@ def run_and_step(place: Path, step: int | None) -> tuple[Path, int | None]:
 
 def _read_run(run: Path) -> tuple[BaseConfig | ProxyConfig, Facts]:
     """Its resolved configuration and its facts; a base's have a mixture."""
-    if not (run / "run.json").is_file():
+    if not os.path.isfile(run / "run.json"):  # Path.is_file raises OSError for a long name
         problem = "is no run directory: it has no run.json"
         raise RunError(str(run), problem, "name one that train_base.py or train_proxy.py made")
     facts = read_facts(run)

@@ -3,8 +3,10 @@
 import errno
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from doge_ds.errors import ConfigError
@@ -82,6 +84,14 @@ def parse_json(text: bytes | str, any_number: bool = False) -> Any:
     return values
 
 
+def is_inside(name: Any) -> bool:
+    """Whether a name of a file, as a JSON file in a folder gives it, stays inside of that folder."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def check_characters(text: str) -> None:
     """Raises ValueError for half of a surrogate pair, which JSON and command lines can spell and no file can hold."""
     try:
@@ -124,6 +134,21 @@ def _is_deeper(value: Any, depth: int) -> bool:
     if inside and not depth:
         return True
     return any(_is_deeper(inner, depth - 1) for inner in inside if isinstance(inner, dict | list))
+
+
+def copy_contents(folder: Path, to: Path) -> None:
+    """Copy a folder's files into another one, made where it is not there, with the rights that new files get here:
+    shutil.copytree would take over those of a store that others may not read, or nobody may write.
+
+    Raises:
+        OSError: there is no such folder, or a file cannot be read or written.
+    """
+    os.listdir(folder)  # rglob finds nothing, and says nothing, where there is none
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            place = to / file.relative_to(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def write_json(path: Path, values: Any) -> None:

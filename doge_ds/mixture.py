@@ -7,6 +7,7 @@ files of the same layout in doge_ds/published/.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from doge_ds.errors import ConfigError, MixtureError, nearest
-from doge_ds.json_files import write_json
+from doge_ds.json_files import parse_json, read_bytes, write_json
 
 # Weights written with a few digits do not sum to 1 exactly; this much is forgiven and divided out.
 SUM_TOLERANCE = 1e-6
 # What fp64 leaves of a sum of 1. A sum so near is not divided by: weights that were read once are read again as they
 # are, bit for bit, which is how a run recognises its own mixture.
 ROUNDING = 1e-12
+_LAYOUT = '{"version": 1, "domains": {"wiki": 0.4, "books": 0.6}}'
 PUBLISHED = Path(__file__).with_name("published")
 
 
@@ -102,15 +104,15 @@ def read_mixture(path: Path, forgiven: float = SUM_TOLERANCE) -> Mixture:
             from 1 than `forgiven`.
     """
     try:
-        mixture = Mixture.model_validate_json(path.read_bytes())
+        mixture = Mixture.model_validate(parse_json(read_bytes(path)))
     except OSError as error:
         raise MixtureError(str(path), f"cannot be read ({error.strerror})", "check the path") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise MixtureError(
-            f"{path}: {key}", first["msg"], 'write it like {"version": 1, "domains": {"wiki": 0.4, "books": 0.6}}'
-        ) from None
+        raise MixtureError(f"{path}: {key}", first["msg"], f"write it like {_LAYOUT}") from None
+    except ValueError as error:
+        raise MixtureError(str(path), f"is no JSON ({error})", f"write it like {_LAYOUT}") from None
     return mixture.model_copy(update={"domains": normalized(mixture.domains, str(path), forgiven)})
 
 
@@ -144,7 +146,7 @@ def choose_mixture(choice: str, tokens: Mapping[str, int], where: str = "", fold
     if choice in published_names():
         return published_mixture(choice).over(list(tokens), where=choice)
     path = folder / choice
-    if not path.exists() and "/" not in choice and not choice.endswith(".json"):
+    if not os.path.exists(path) and "/" not in choice and not choice.endswith(".json"):
         raise unknown_mixture(choice, where or f"--mixture {choice}")
     return read_mixture(path).over(list(tokens), where=str(path))
 

@@ -2,14 +2,17 @@
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from doge_ds.errors import ConfigError, MixtureError
+from doge_ds.json_files import check_characters, parse_json, read_bytes
 from doge_ds.mixture import (
     SUM_TOLERANCE,
     Mixture,
@@ -46,11 +49,11 @@ def read_any(given: str, tokens: Mapping[str, int] | None = None, normalize: boo
     if given in published_names():
         return published_mixture(given)
     path = Path(given)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "mixture.json"
         if not path.is_file():
             raise MixtureError(given, "has no mixture.json", "name a finished run of train_proxy.py, or a file")
-    elif not path.exists() and "/" not in given and not path.suffix:
+    elif not os.path.exists(path) and "/" not in given and not path.suffix:
         raise unknown_mixture(given, given)
     forgiven = math.inf if normalize else SUM_TOLERANCE
     values = _read(path)
@@ -70,11 +73,11 @@ def read_any(given: str, tokens: Mapping[str, int] | None = None, normalize: boo
 def _read(path: Path) -> dict[str, Any]:
     """JSON or YAML that holds an object. Raises MixtureError for anything else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else json.loads(text)
+        text = read_bytes(path)
+        values = yaml.safe_load(text.decode()) if path.suffix in (".yaml", ".yml") else parse_json(text)
     except OSError as error:
         raise MixtureError(str(path), f"cannot be read ({error.strerror})", "check the path") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise MixtureError(str(path), f"is no JSON or YAML ({error})", "mend it, or name it .json or .yaml") from None
     if not isinstance(values, dict) or not values:
         raise MixtureError(str(path), "holds no weights by name", 'write it like {"wiki": 0.4, "books": 0.6}')
@@ -89,11 +92,22 @@ def _plain_weights(values: Mapping[str, Any], path: Path) -> dict[str, float]:
     weights = values.get(DOREMI_KEY, values)
     if not isinstance(weights, dict) or not weights:
         raise MixtureError(f"{path}: {DOREMI_KEY}", "holds no weights by name", "write name: weight there")
-    for name, weight in weights.items():
-        if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
-            remedy = 'write it like {"wiki": 0.4, "books": 0.6}'
-            raise MixtureError(f"{path}: {name}", f"{json.dumps(weight, default=str)[:40]} is no weight", remedy)
-    return {name: float(weight) for name, weight in weights.items()}
+    return {name: _weight(name, weight, path) for name, weight in weights.items()}
+
+
+def _weight(name: Any, weight: Any, path: Path) -> float:
+    """One weight. Raises MixtureError where it is none, or its domain's name is no text."""
+    remedy = 'write it like {"wiki": 0.4, "books": 0.6}'
+    try:
+        check_characters(name)
+    except (ValueError, AttributeError) as error:  # YAML has names that are dates, and half characters
+        raise MixtureError(str(path), f"{name!r} is no name ({error})", remedy) from None
+    if isinstance(weight, int | float) and not isinstance(weight, bool):
+        with suppress(OverflowError):
+            return float(weight)
+    # Not all of it: a few lines of YAML can stand for gigabytes.
+    shown = json.dumps(weight)[:40] if isinstance(weight, str | bool | None) else f"of type {type(weight).__name__}"
+    raise MixtureError(f"{path}: {name}", f"{shown} is no weight", remedy)
 
 
 def exported(mixture: Mixture, form: Format, prefix: str = "") -> str:

@@ -16,7 +16,6 @@ A checkpoint's fingerprint covers the order of the samples up to it (`MixtureLoa
 fits the record, those before a change and those after it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from doge_ds.config import BaseConfig, MixtureStage, check_stages, stage_mistake
 from doge_ds.errors import ConfigError, MixtureError, RunError
-from doge_ds.json_files import write_json
+from doge_ds.json_files import is_inside, parse_json, read_bytes, write_json
 from doge_ds.mixture import Mixture, choose_mixture, normalized, published_names
 
 _LAYOUT = '{"version": 1, "schedule": [{"from_step": 0, "mixture": {"wiki": 0.4, "books": 0.6}}, ...]}'
@@ -91,16 +90,20 @@ def chosen_schedule(
 def is_schedule(path: Path) -> bool:
     """Whether a file is a schedule of mixtures, well-formed or not."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(read_bytes(path))
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and "schedule" in values
 
 
 def read_schedule_file(path: Path) -> ScheduleFile:
-    """Read it. Raises MixtureError where it has another layout, or its stages do not start at 0 and increase."""
+    """Read it.
+
+    Raises:
+        MixtureError: it has another layout, its stages do not start at 0 and increase, or one names a file elsewhere.
+    """
     try:
-        found = ScheduleFile.model_validate_json(path.read_bytes())
+        found = ScheduleFile.model_validate(parse_json(read_bytes(path)))
         check_stages([stage.from_step for stage in found.schedule], found.schedule[-1].from_step + 1)
     except OSError as error:
         raise MixtureError(str(path), f"cannot be read ({error.strerror})", "check the path") from None
@@ -108,6 +111,10 @@ def read_schedule_file(path: Path) -> ScheduleFile:
         raise MixtureError(str(path), stage_mistake(error), f"write it like {_LAYOUT}") from None
     except ValueError as error:
         raise MixtureError(str(path), str(error), f"write it like {_LAYOUT}") from None
+    for stage in found.schedule:  # a schedule may come from others; a configuration is the user's own
+        if isinstance(stage.mixture, str) and not is_inside(stage.mixture):
+            problem = f"names {stage.mixture!r}, which is not in its folder"
+            raise MixtureError(str(path), problem, "put the file beside it, or write the weights there")
     return found
 
 
@@ -192,10 +199,10 @@ def continued(asked: list[Stage], run: Path, steps_done: int, steps: int, change
 def _read_record(run: Path) -> tuple[list[Stage], list[Stage] | None] | None:
     """Stages and what was asked for, from run.json; None where there is none of a base run: RunDirectory says so."""
     try:
-        facts = json.loads((run / "run.json").read_bytes())
+        facts = parse_json(read_bytes(run / "run.json"))
         stages = facts.get("schedule") or [{"from_step": 0, "mixture": facts["mixture"]}]
         return _from_json(stages), _from_json(facts["mixture_given"]) if "mixture_given" in facts else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -204,7 +211,12 @@ def _as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 
 def _from_json(values: Any) -> list[Stage]:
-    return [Stage(value["from_step"], Mixture(domains=value["mixture"])) for value in values]
+    """Raises ValueError, KeyError or TypeError where these are no stages that we have written."""
+    found = [Stage(value["from_step"], Mixture(domains=value["mixture"])) for value in values]
+    check_stages([stage.from_step for stage in found], found[-1].from_step + 1)
+    if any(stage.mixture.domains.keys() != found[0].mixture.domains.keys() for stage in found):
+        raise ValueError("the stages have not the same domains")
+    return found
 
 
 def _weights(stages: Sequence[Stage]) -> list[tuple[int, dict[str, float]]]:

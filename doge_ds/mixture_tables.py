@@ -94,14 +94,15 @@ def write_plot(mixtures: Mapping[str, Weights], path: Path) -> None:
     figure = Figure(figsize=(7, 1.2 + 0.22 * len(domains) * (1 + len(mixtures))), layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(mixtures)
-    for number, (name, weights) in enumerate(mixtures.items()):
+    for number, weights in enumerate(mixtures.values()):
         places = [place + (number - (len(mixtures) - 1) / 2) * height for place in range(len(domains))]
-        axes.barh(places, [weights.get(domain, 0.0) for domain in domains], height, label=name)
-    axes.set_yticks(range(len(domains)), domains)
+        axes.barh(places, [weights.get(domain, 0.0) for domain in domains], height)
+    axes.set_yticks(range(len(domains)), domains, parse_math=False)  # a name may have dollars in it
     axes.invert_yaxis()
     axes.set_xlabel("weight")
     if len(mixtures) > 1:
-        axes.legend()
+        for text in axes.legend(axes.containers, list(mixtures)).get_texts():
+            text.set_parse_math(False)
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

@@ -1,6 +1,7 @@
 """The models that `eval/run.py --model` names: folders, hub names, runs, checkpoints, and patterns of any of these."""
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,16 +62,16 @@ def _place(path: str, label: str) -> ModelPlace:
     run, step = run_and_step(folder, None)
     if step is not None:
         return ModelPlace(path, label, None, run / f"results_{folder.name}.json")
-    if (folder / "run.json").is_file():
+    if os.path.isfile(folder / "run.json"):  # Path.is_file raises OSError for a long name
         if not (folder / "hf").is_dir():
             remedy = f"wait for its end, or name one of its checkpoints, {folder / 'checkpoints'}/step..."
             raise ModelError(f"--model {path}", "is a run that has exported no model yet", remedy)
         return ModelPlace(path, label, str(folder / "hf"), folder / "results.json")
-    return ModelPlace(path, label, path, (folder if folder.is_dir() else Path()) / "results.json")
+    return ModelPlace(path, label, path, (folder if os.path.isdir(folder) else Path()) / "results.json")
 
 
 def _written_out(name: str) -> list[str]:
-    if not glob.has_magic(name) or Path(name).exists():
+    if not glob.has_magic(name) or os.path.exists(name):
         return [name.rstrip("/") or name]
     found = sorted(path for path in glob.glob(name) if Path(path).is_dir())
     if not found:

@@ -82,7 +82,7 @@ def write_report(runs: Sequence[Path], output: Path, comparison: Path | None = N
 def _check_output(output: Path) -> None:
     """Raises ConfigError where no file can be written there, or one is there that is no report of ours."""
     where = f"-o {output}"
-    if output.is_dir():
+    if os.path.isdir(output):  # Path.is_dir raises OSError for a long name
         raise ConfigError(where, "is a directory", "name a file in it, like report.html")
     try:
         # Only writing shows whether one can: rights say little on network and read-only file systems.

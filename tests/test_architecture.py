@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "doge_ds"
 FILES = sorted(PACKAGE.rglob("*.py"))
 WINGS = ["reweight", "data", "training", "evaluation", "reporting"]
-GROUND_FLOOR = ["config", "mixture", "errors", "json_files"]
+GROUND_FLOOR = ["config", "config_sections", "mixture", "errors", "json_files", "model_files"]
 
 
 def imports(file: Path) -> set[str]:

@@ -56,6 +56,10 @@ def test_every_verb_has_a_module_with_arguments_and_run() -> None:
         (["prepare", "--input", "environment", "a=x", "--output", "o", "--tokenizer", "t"], "'environment' names no"),
         (["prepare", "--input", "a b=x", "--output", "o", "--tokenizer", "t"], "'a b' cannot name a domain"),
         (["prepare", "--input", "a=x", "--output", "o", "--tokenizer", "/no/t"], "/no/t: no tokenizer can be loaded"),
+        (["verify", "x" * 300], "cannot be read (File name too long)"),
+        (["report", "x" * 300, "-o", "r.html"], "x: is not there; name the --output of"),
+        (["export", "x" * 300, "-o", "hf"], "x: is no run directory"),
+        (["mixture", "show", "x" * 300], "is no file and names no mixture"),
         (["prepare", "--input", "a=x", "--output", ".", "--tokenizer", "t"], ".: exists, and is not touched"),
     ],
 )

@@ -137,7 +137,9 @@ def test_each_mistake_gets_one_line(tmp_path: Path, values: object, message: str
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("setting", ["training.steps", "=3", "training..steps=3", "training.steps.deep=1"])
+@pytest.mark.parametrize(
+    "setting", ["training.steps", "=3", "training..steps=3", "training.steps.deep=1", "data.path=\udcff", "\ud800=1"]
+)
 def test_a_setting_that_is_none_is_refused(tmp_path: Path, setting: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         load_config(ProxyConfig, write(tmp_path, PROXY), [setting])

@@ -6,8 +6,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from doge_ds.config import PRESETS, BaseConfig, DogeConfig, ProxyConfig, load_config
+from doge_ds.config import BaseConfig, ProxyConfig, load_config
 from doge_ds.config_reference import DOCUMENT, SCHEMAS, fill_tables, input_schema, reference_files, reference_tables
+from doge_ds.config_sections import PRESETS, DogeConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.monitor import MONITORS
 

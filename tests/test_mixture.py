@@ -60,7 +60,7 @@ def test_each_mistake_gets_one_line(tmp_path: Path, domains: object, message: st
 
 def test_files_that_are_no_mixtures(tmp_path: Path) -> None:
     (tmp_path / "not.json").write_text("weights: 1")
-    with pytest.raises(MixtureError, match="Invalid JSON"):
+    with pytest.raises(MixtureError, match="is no JSON"):
         read_mixture(tmp_path / "not.json")
     (tmp_path / "nan.json").write_text('{"version": 1, "domains": {"a": NaN}}')
     with pytest.raises(MixtureError):

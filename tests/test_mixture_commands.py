@@ -216,3 +216,15 @@ def test_stages_that_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "learns no weights" in refusal(capsys, "schedule", str(tmp_path / "base"), "--stages", "2")
     make_proxy(tmp_path / "young", logged=())
     assert "has logged no mean weights yet" in refusal(capsys, "schedule", str(tmp_path / "young"), "--stages", "2")
+
+
+def test_a_picture_has_names_with_dollars_and_a_first_underscore(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(tmp_path / name) for name in ("$x_{$.json", "_y.json")]
+    for name in names:
+        write(Path(name), {"$\\frac{$": 0.5, "_b": 0.5})
+    call(capsys, "compare", *names, "--plot", str(tmp_path / "p.svg"))
+    drawn = (tmp_path / "p.svg").read_text()
+    for text in ("$\\frac{$", "_b", *names):
+        assert f"<!-- {text} -->" in drawn

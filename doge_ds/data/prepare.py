@@ -34,6 +34,7 @@ from doge_ds.data.reading.units import Unit
 from doge_ds.data.tokenizer import load_tokenizer
 from doge_ds.data.tokens import DomainRecord, Manifest, TokenizerRecord, TokenStore
 from doge_ds.errors import ConfigError, StoreError
+from doge_ds.json_files import copy_contents
 
 _EXAMPLES = """examples:
   doge-ds prepare ds_configs/data/slimpajama_6b.json --output data/slimpajama_6b
@@ -173,7 +174,7 @@ def prepare(
             _report_shard(shard, listing.units, folder)
             return None
         with _new_folder(work, output) as store:
-            shutil.copytree(tokenizer_folder, store / "tokenizer")
+            copy_contents(tokenizer_folder, store / "tokenizer")
             manifest = _merge(listing, folder, record, dtype, held_out, deduplicate, store)
             manifest.built_from.update(choice.describe(), versions=_versions())
             (store / "manifest.json").write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")

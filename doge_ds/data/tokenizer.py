@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_ds.errors import TokenizerError
+from doge_ds.model_files import NO_PROGRAMS
 
 
 def load_tokenizer(name_or_folder: str | Path) -> Any:
@@ -22,7 +23,7 @@ def load_tokenizer(name_or_folder: str | Path) -> Any:
     if where.endswith(".model"):
         return _load_sentencepiece(where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, **NO_PROGRAMS)
     except Exception as error:  # OSError, ValueError, KeyError and the bare Exception of Rust code: all mean the same
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:; ")
         raise TokenizerError(

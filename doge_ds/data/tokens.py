@@ -11,12 +11,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from doge_ds.errors import StoreError, TokenizerError, nearest
+from doge_ds.json_files import parse_json, read_bytes
 
 Split = Literal["train", "valid"]
 SPLITS: tuple[Split, ...] = ("train", "valid")
@@ -64,10 +65,16 @@ class TokenizerRecord(_Record):
     """Which tokenizer made the tokens. `sha256` is `folder_sha256` of STORE/tokenizer."""
 
     name: str
-    vocabulary_size: int = Field(gt=0)
+    vocabulary_size: int = Field(gt=0, le=2**32)
     end_of_text: str
     end_of_text_id: int = Field(ge=0)
     sha256: str
+
+    @model_validator(mode="after")
+    def _has_its_end_of_text(self) -> Self:
+        if self.end_of_text_id >= self.vocabulary_size:
+            raise ValueError(f"end_of_text_id {self.end_of_text_id} is not among {self.vocabulary_size} tokens")
+        return self
 
 
 class Manifest(_Record):
@@ -78,6 +85,12 @@ class Manifest(_Record):
     tokenizer: TokenizerRecord
     domains: dict[str, DomainRecord] = Field(min_length=1)
     built_from: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _tokens_fit_the_dtype(self) -> Self:
+        if self.dtype == "uint16" and self.tokenizer.vocabulary_size > 1 << 16:
+            raise ValueError(f"uint16 cannot hold {self.tokenizer.vocabulary_size} tokens")
+        return self
 
     @field_validator("domains")
     @classmethod
@@ -104,12 +117,7 @@ class TokenStore:
         for domain in self.domains:
             for split in SPLITS:
                 check_file(self.path, domain, split, self.record(domain, split).tokens, self.dtype)
-        if folder_sha256(self.tokenizer_folder) != self.manifest.tokenizer.sha256:
-            raise TokenizerError(
-                str(self.tokenizer_folder),
-                "is not the tokenizer that the manifest names",
-                "put the original back, or build the store again",
-            )
+        check_tokenizer(self.path, self.manifest)
 
     @property
     def domains(self) -> list[str]:
@@ -159,7 +167,7 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a store's folder. Raises StoreError where it is missing or none of ours."""
     file = path / "manifest.json"
     try:
-        return Manifest.model_validate_json(file.read_bytes())
+        return Manifest.model_validate(parse_json(read_bytes(file)))
     except FileNotFoundError:
         raise StoreError(
             str(path), "is no token store: it has no manifest.json", "make one with `doge-ds prepare`"
@@ -170,6 +178,8 @@ def read_manifest(path: Path) -> Manifest:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise StoreError(str(file), f"is no manifest of ours: {key}: {first['msg']}", "build the store again") from None
+    except ValueError as error:
+        raise StoreError(str(file), f"is no JSON ({error})", "build the store again") from None
 
 
 def check_file(path: Path, domain: str, split: Split, tokens: int, dtype: "np.dtype[Any]") -> Path:
@@ -185,6 +195,18 @@ def check_file(path: Path, domain: str, split: Split, tokens: int, dtype: "np.dt
         problem = f"has {found} bytes where the manifest says {wanted}"
         raise StoreError(str(file), problem, "it was cut short or changed: build the store again")
     return file
+
+
+def check_tokenizer(path: Path, manifest: Manifest) -> None:
+    """Raises TokenizerError where a store's tokenizer is not the one that its manifest names, or lies elsewhere."""
+    folder = path / "tokenizer"
+    for file in (folder, *folder.rglob("*")):
+        if not file.resolve().is_relative_to(path.resolve()):
+            problem = f"is a link out of the store, to {file.resolve()}"
+            raise TokenizerError(str(file), problem, "copy the file to where the link stands")
+    if folder_sha256(folder) != manifest.tokenizer.sha256:
+        problem = "is not the tokenizer that the manifest names"
+        raise TokenizerError(str(folder), problem, "put the original back, or build the store again")
 
 
 def folder_sha256(folder: Path) -> str:

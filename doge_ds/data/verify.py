@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from doge_ds.data.prepare import store_table
 from doge_ds.data.preparing.tokenizing import progress_bar
-from doge_ds.data.tokens import SPLITS, Manifest, SplitRecord, TokenStore, check_file, folder_sha256, read_manifest
-from doge_ds.errors import StoreError
+from doge_ds.data.tokens import SPLITS, Manifest, SplitRecord, TokenStore, check_file, check_tokenizer, read_manifest
+from doge_ds.errors import StoreError, TokenizerError
 
 _BLOCK = 1 << 24  # bytes read at a time
 
@@ -40,16 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_faults(path: Path) -> Iterator[StoreError]:
+def find_faults(path: Path) -> Iterator[StoreError | TokenizerError]:
     """Every fault of a store, named; progress goes to stderr.
 
     Raises:
         StoreError: there is no manifest to compare with.
     """
     manifest = read_manifest(path)
-    if folder_sha256(path / "tokenizer") != manifest.tokenizer.sha256:
-        problem = "is not the tokenizer that the manifest names"
-        yield StoreError(str(path / "tokenizer"), problem, "put the original back, or build the store again")
+    try:
+        check_tokenizer(path, manifest)
+    except TokenizerError as fault:
+        yield fault
     yield from _strangers(path, manifest)
     files = [(name, split, getattr(record, split)) for name, record in manifest.domains.items() for split in SPLITS]
     dtype = np.dtype(manifest.dtype).newbyteorder("<")

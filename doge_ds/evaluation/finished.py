@@ -7,6 +7,7 @@ model, text or option has another name, and nothing stale is ever read.
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from doge_ds.errors import ConfigError
 from doge_ds.evaluation.windows import DomainLosses
-from doge_ds.json_files import write_json
+from doge_ds.json_files import parse_json, write_json
 
 
 class FinishedPieces:
@@ -26,12 +27,12 @@ class FinishedPieces:
         self.folder = folder
 
     def task(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """A finished task's results, as `add_task` got them, or None."""
+        """A finished task's results, as `add_task` got them, or None; what is damaged is measured again."""
         try:
-            found: dict[str, Any] = json.loads(self._file("task", key, ".json").read_bytes())
-        except FileNotFoundError:
+            found = parse_json(self._file("task", key, ".json").read_bytes(), any_number=True)
+        except (OSError, ValueError):
             return None
-        return found
+        return found if isinstance(found, dict) else None
 
     def add_task(self, key: Mapping[str, Any], results: Mapping[str, Any]) -> None:
         """Keep a task's results, which are JSON. Raises ConfigError where they cannot be written."""
@@ -39,11 +40,11 @@ class FinishedPieces:
         write_json(self._file("task", key, ".json"), results)
 
     def domain(self, key: Mapping[str, Any]) -> DomainLosses | None:
-        """A finished domain's windows, or None."""
+        """A finished domain's windows, or None; what is damaged is measured again."""
         try:
             with np.load(self._file("domain", key, ".npz"), allow_pickle=False) as arrays:
                 return DomainLosses(arrays["nats"], arrays["tokens"])
-        except FileNotFoundError:
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
             return None
 
     def add_domain(self, key: Mapping[str, Any], losses: DomainLosses) -> None:

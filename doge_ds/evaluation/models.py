@@ -1,10 +1,12 @@
 """Models to be measured: found, checked before their weights are read, loaded whole or not at all."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from doge_ds.errors import ConfigError, ModelError, TokenizerError, first_line
+from doge_ds.model_files import NO_PROGRAMS, ONLY_NUMBERS, check_implementations, check_model_folder, loading_error
 
 LONGEST_WINDOW_BY_DEFAULT = 2048
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -22,18 +24,22 @@ def load_config(name: str, folder: str) -> Any:
         ModelError: no such model.
     """
     place = Path(folder)
-    if not place.is_dir() and (place.exists() or not HUB_NAME.fullmatch(folder)):
+    if not os.path.isdir(place) and (os.path.exists(place) or not HUB_NAME.fullmatch(folder)):
         raise ModelError(f"--model {name}", "is no folder", REMEDY)
+    check_model_folder(f"--model {name}", place)
 
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(folder, **NO_PROGRAMS)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise _cannot_be_loaded(name, error) from None
+    check_implementations(f"--model {name}", config)
+    return config
 
 
 def check_tokenizer(name: str, config: Any, vocabulary_size: int, sha256: str) -> str:
@@ -74,7 +80,7 @@ def load_model(name: str) -> Any:
 
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **ONLY_NUMBERS
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_be_loaded(name, error) from None
@@ -90,7 +96,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_PROGRAMS)
     except Exception as error:  # OSError, ValueError, KeyError and the bare Exception of Rust code: all mean the same
         raise ModelError(f"--model {name}", f"has no tokenizer ({first_line(error)})", "save one beside it") from None
     # From a folder without one, transformers makes an empty tokenizer of the model's class.
@@ -141,5 +147,5 @@ def choose_device(name: str, local_rank: int = 0) -> str:
 
 
 def _cannot_be_loaded(name: str, error: Exception) -> ModelError:
-    place = "" if Path(name).is_dir() else "is no folder here, and "
-    return ModelError(f"--model {name}", f"{place}cannot be loaded ({first_line(error)})", REMEDY)
+    place = "" if os.path.isdir(name) else "is no folder here, and"
+    return loading_error(f"--model {name}", place, error, REMEDY)

@@ -8,7 +8,7 @@ from typing import Any
 
 from doge_ds.errors import ConfigError
 from doge_ds.evaluation.comparison import Row, as_csv, as_json, as_markdown
-from doge_ds.json_files import write_json
+from doge_ds.json_files import parse_json, write_json
 
 VERSION = 1
 COMPARISON = "comparison.json"
@@ -23,12 +23,15 @@ class Output:
         Raises:
             ConfigError: nothing can be written there, or something else is there.
         """
+        if not path.name:
+            raise ConfigError(f"--output {path}", "names no file", "give the name of one")
         self.path = path
         self._is_folder = model_count > 1
         self.unfinished = path / "unfinished" if self._is_folder else path.with_name(f"{path.name}.unfinished")
         where = f"--output {path}"
-        place = path if self._is_folder and path.is_dir() else path.absolute().parent
         try:
+            place = path if self._is_folder and path.is_dir() else path.absolute().parent
+            path.exists()  # a name may be too long
             # Only writing shows whether one can: rights say little on network and read-only file systems.
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
@@ -112,7 +115,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def _is_ours(file: Path) -> bool:
     try:
-        found = json.loads(file.read_bytes())
+        found = parse_json(file.read_bytes(), any_number=True)
     except (ValueError, OSError):
         return False
     # A mixture and a manifest have a version too.

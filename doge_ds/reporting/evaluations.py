@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from doge_ds.reporting.cells import NOTHING, Cell, Row, Table, number, signed
 from doge_ds.reporting.run_files import Number, RunRecord, validate_file
@@ -33,6 +33,17 @@ class Comparison(BaseModel):
     version: Literal[1]
     models: list[str] = Field(min_length=2)
     rows: list[ComparedNumber] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_every_model_of_a_measure_at_each_place(self) -> Self:
+        for measure in {row.measure for row in self.rows}:
+            found = {(row.of, row.model) for row in self.rows if row.measure == measure}
+            places, models = ({pair[part] for pair in found} for part in (0, 1))
+            if not models <= set(self.models):
+                raise ValueError(f"{measure} of a model that is not in models")
+            if len(found) < len(places) * len(models):
+                raise ValueError(f"{measure} of some models only")
+        return self
 
 
 def read_comparison(file: Path) -> Comparison:

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from doge_ds.errors import RunError
+from doge_ds.json_files import parse_json
 
-# Whole numbers of fewer digits are kept exact: a signed 64-bit integer has at most 19.
-_EXACT_DIGITS = 19
 # Axes overflow before floats do; the largest fp32 is 3e38.
 _INFINITE = 1e300
 # Not numbers of the step: the Gram matrix, the names of its rows, and what the run warned of.
@@ -89,7 +88,7 @@ def read_metrics(path: Path) -> Metrics:
         with path.open("rb") as stream:
             for number, text in enumerate(stream, start=1):
                 try:
-                    line = json.loads(text, parse_int=_whole_number)
+                    line = parse_json(text, any_number=True)
                 except ValueError as error:
                     if was_cut := not text.endswith(b"\n"):
                         break
@@ -111,11 +110,6 @@ def read_metrics(path: Path) -> Metrics:
         last_line_was_cut=was_cut,
         written=written,
     )
-
-
-def _whole_number(digits: str) -> int | float:
-    """Infinity for what no float can hold, where int would make a number that only fails later."""
-    return int(digits) if len(digits) < _EXACT_DIGITS else float(digits)
 
 
 def _damaged(path: Path, number: int, problem: str) -> RunError:

@@ -1,5 +1,6 @@
 """What a run left in its directory, read into dataclasses; docs/formats.md says what the files hold."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class RunRecord:
         name: as many of its last parts as tell it from the other runs.
         facts: run.json.
         config: config.json, with today's defaults for keys that it lacks.
-        config_values: config.json as it stands, its DeepSpeed file read, but for what may hold keys to accounts.
+        config_values: config.json as it stands, but for what may hold keys to accounts.
         config_sha256: 16 hex digits of config.json's values, what may hold keys included; a mixture records the same.
         metrics: metrics.jsonl; no lines where nothing has been logged yet.
         mixture: of a proxy: mixture.json, or of an unfinished one the running mean in its last line; None where
@@ -236,8 +237,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> RunRecord:
-    if not path.is_dir():
-        problem = "is a file, not a run directory" if path.exists() else "is not there"
+    if not os.path.isdir(path):  # Path.is_dir raises OSError for a long name
+        problem = "is a file, not a run directory" if os.path.exists(path) else "is not there"
         raise RunError(str(path), problem, "name the --output of a proxy or base run")
     missing = [file for file in ("run.json", "config.json") if not (path / file).is_file()]
     if missing:
@@ -245,8 +246,11 @@ def _read_run(path: Path, name: str) -> RunRecord:
         raise RunError(str(path), f"is no run directory: it has no {' and no '.join(missing)}", remedy)
     facts, metrics = read_facts(path), read_metrics(path / "metrics.jsonl")
     kind: type[ProxyConfig | BaseConfig] = ProxyConfig if facts.program == "train_proxy" else BaseConfig
+    values = read_json_object(path / "config.json")
+    if isinstance(values.get("deepspeed"), str):  # the page would show a file that somebody else has chosen
+        where, problem = f"{path / 'config.json'}: deepspeed", f"is a path, {values['deepspeed']!r}"
+        raise RunError(where, problem, "restore the file that the run wrote, which has the settings themselves")
     config = load_config(kind, path / "config.json")
-    values = {**read_json_object(path / "config.json"), "deepspeed": config.deepspeed}
     mixture, found = None, None
     if facts.program == "train_proxy":
         is_finished = (path / "mixture.json").exists()
@@ -281,7 +285,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def validate_file(kind: type[Model], path: Path) -> Model:
     """One JSON file as `kind`. Raises ConfigError (no JSON: line and column) or RunError (another layout: the key)."""
-    values: dict[str, Any] = read_json_object(path)
+    values: dict[str, Any] = read_json_object(path, any_number=True)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

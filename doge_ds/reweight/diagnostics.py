@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from doge_ds.config import DogeConfig
+from doge_ds.config_sections import DogeConfig
 from doge_ds.reweight.doge import Proposal
 
 # Below this effective number of domains there is no mixture left: 1.5 is one domain with 86 % of the weight (of two

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from doge_ds.config import DogeConfig
+from doge_ds.config_sections import DogeConfig
 
 # A weight of 0 would stay 0 for ever under the multiplicative update; this is the smallest normal float64.
 SMALLEST_WEIGHT = 2.0**-1022

@@ -14,10 +14,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from doge_ds.errors import RunError
-from doge_ds.json_files import write_json
+from doge_ds.json_files import is_inside, write_json
 
 WHOLE = "whole.json"
 _STEP = re.compile(r"step(\d{8})")
@@ -30,6 +30,13 @@ class WholeRecord(BaseModel):
 
     ranks: int
     files: dict[str, int]
+
+    @field_validator("files")
+    @classmethod
+    def _lie_inside(cls, files: dict[str, int]) -> dict[str, int]:
+        if not all(map(is_inside, files)):
+            raise ValueError("a file outside of the checkpoint")
+        return files
 
 
 @dataclass(frozen=True)

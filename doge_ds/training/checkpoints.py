@@ -22,7 +22,7 @@ from deepspeed.checkpoint.constants import (
     UNIVERSAL_CHECKPOINT_VERSION_VALUE,
 )
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import RunError, SaveError
 from doge_ds.training.checkpoint_files import (
     Checkpoint,

@@ -20,7 +20,7 @@ from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 from deepspeed.utils import logger
 from pydantic import ValidationError
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.training.launch import Ranks
 from doge_ds.training.monitor import MONITORS

@@ -16,7 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from doge_ds.config import DogeConfig
+from doge_ds.config_sections import DogeConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.gradient_rows import Columns, GradientRows, squared_norm
 from doge_ds.training.launch import seed_everything

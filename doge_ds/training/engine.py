@@ -6,7 +6,7 @@ import deepspeed
 import torch
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import ConfigError
 
 

@@ -35,6 +35,8 @@ SECONDS_UNTIL_SRUN_IS_TOLD = 5.0
 # The watchdog says who is missing, torch does not: it shall be first.
 SECONDS_BEHIND_THE_WATCHDOG = 60.0
 
+STANDARD_ERROR = 2  # itself, whatever sys.stderr is: faulthandler writes without Python
+
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 SLURM_VARIABLES = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
@@ -217,8 +219,8 @@ def start_process_group(ranks: Ranks, rank_timeout: float = 1800.0) -> None:
 
 def print_stacks_on_usr2() -> None:
     """From now on SIGUSR2, and a crash inside a library, print what every thread of this process does."""
-    faulthandler.enable(file=sys.__stderr__)
-    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__)
+    faulthandler.enable(file=STANDARD_ERROR)
+    faulthandler.register(signal.SIGUSR2, file=STANDARD_ERROR)
 
 
 def quieten_libraries() -> None:

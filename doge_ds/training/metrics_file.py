@@ -26,7 +26,7 @@ class MetricsFile:
             try:
                 line = json.loads(text)
                 step, seconds = int(line["step"]), float(line["seconds"])
-            except (ValueError, TypeError, LookupError):
+            except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
                 break  # the kill came in the middle of this line
             if step <= first_step:
                 kept.append(text + "\n")

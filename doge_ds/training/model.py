@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import ConfigError, ModelError, nearest
 from doge_ds.model_files import NO_PROGRAMS, ONLY_NUMBERS, check_implementations, check_model_folder, loading_error
 

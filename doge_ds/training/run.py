@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import SaveError
 from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.health import Health

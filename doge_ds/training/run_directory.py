@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from doge_ds.config import RunConfig
 from doge_ds.errors import RunError
-from doge_ds.json_files import write_json
+from doge_ds.json_files import parse_json, write_json
 from doge_ds.training.monitor import MONITORS
 
 Resume = Literal["auto", "never"]
@@ -140,7 +140,7 @@ class RunDirectory:
         if resume == "never":
             raise RunError(str(self.path), "holds a run already", "name another --output, or leave --resume at auto")
         try:
-            facts, config = (json.loads(file.read_text()) for file in files)
+            facts, config = (parse_json(file.read_bytes()) for file in files)
             there = _flatten({**facts, "config": config})
         except (ValueError, TypeError):
             raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None

@@ -13,7 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from doge_ds.config import SelectionConfig
+from doge_ds.config_sections import SelectionConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.domain_gradients import DomainGradients
 from doge_ds.training.gradient_rows import Columns, column_slices, squared_norm

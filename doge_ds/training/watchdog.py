@@ -18,13 +18,14 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from doge_ds.errors import DogeError, RankLostError, first_line
-from doge_ds.training.launch import Ranks
+from doge_ds.training.launch import STANDARD_ERROR, Ranks
 
 SECONDS_BETWEEN_BEATS = 2.0
 # A rank that was not heard for so long has ended, or was stopped: a thread may wait a second or two for Python's lock.
 SECONDS_OF_SILENCE = 4 * SECONDS_BETWEEN_BEATS
 # Code in which a rank waits for others.
 COMMUNICATION = (os.path.join("torch", "distributed", ""), os.path.join("deepspeed", "comm", ""))
+WORDS_OF_COMMUNICATION = ("gloo", "NCCL", "Connection", "Timed out")
 RANKS_NAMED = 4
 
 
@@ -78,12 +79,12 @@ class Watchdog:
         self._beat = replace(self._beat, place=place)
         self._marked_at = time.monotonic()
         # The last resort, where even Python's lock is held: it needs no Python.
-        faulthandler.dump_traceback_later(1.5 * self._timeout + 30, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(1.5 * self._timeout + 30, exit=True, file=STANDARD_ERROR)
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
-        is_lost = isinstance(error, Exception) and not isinstance(error, DogeError) and _talked_to_others(trace)
+        is_lost = isinstance(error, Exception) and not isinstance(error, DogeError) and _is_about_others(error, trace)
         left = (
             "" if is_lost else f"ended ({type(error).__name__}: {first_line(Exception(error))})" if error else "ended"
         )
@@ -119,7 +120,7 @@ class Watchdog:
             names = _lost(culprits or {self._ranks.rank: self._beat})
             print(f"error: {problem}; {names}", file=sys.stderr, flush=True)
         if is_culprit or not culprits:
-            faulthandler.dump_traceback(file=sys.__stderr__)
+            faulthandler.dump_traceback(file=STANDARD_ERROR)
         self._linger()
         os._exit(RankLostError.exit_status)
 
@@ -180,13 +181,14 @@ def _is_waiting(frame: FrameType | None) -> bool:
     return False
 
 
-def _talked_to_others(trace: TracebackType | None) -> bool:
-    """Whether an error came out of code that talks to other ranks."""
+def _is_about_others(error: Exception, trace: TracebackType | None) -> bool:
+    """Whether an error came out of talking to other ranks: by the code that it passed, or, where a rank waited for what
+    it had begun before, by the words of gloo and NCCL."""
     while trace is not None:
         if any(part in trace.tb_frame.f_code.co_filename for part in COMMUNICATION):
             return True
         trace = trace.tb_next
-    return False
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION)
 
 
 def _innermost(frame: FrameType | None) -> str:

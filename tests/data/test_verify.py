@@ -84,6 +84,14 @@ def small_vocabulary(store: Path) -> None:
     edit_manifest(store, lambda manifest: manifest["tokenizer"].update(vocabulary_size=100))
 
 
+def end_beyond_the_vocabulary(store: Path) -> None:
+    edit_manifest(store, lambda manifest: manifest["tokenizer"].update(end_of_text_id=10**6))
+
+
+def vocabulary_beyond_the_dtype(store: Path) -> None:
+    edit_manifest(store, lambda manifest: manifest["tokenizer"].update(vocabulary_size=2**16 + 1))
+
+
 def more_documents(store: Path) -> None:
     edit_manifest(store, lambda manifest: manifest["domains"]["books"]["train"].update(documents=7))
 
@@ -104,6 +112,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "tokenizer": (another_tokenizer, ["tokenizer: is not the tokenizer that the manifest names"]),
     "forgotten domain": (forget_a_domain, ["code: stands in the store, but the manifest has no such domain"]),
     "vocabulary": (small_vocabulary, ["train.bin: has the token"] * 2 + ["valid.bin: has the token"] * 2),
+    "end of text": (end_beyond_the_vocabulary, ["end_of_text_id 1000000 is not among"]),
+    "dtype": (vocabulary_beyond_the_dtype, ["uint16 cannot hold 65537 tokens"]),
     "documents": (more_documents, ["books/train.bin: has 5", "documents where the manifest says 7"]),
     "name": (
         leave_the_store,

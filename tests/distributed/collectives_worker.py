@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from doge_ds.config import DogeConfig, ProxyTrainingConfig
+from doge_ds.config_sections import DogeConfig, ProxyTrainingConfig
 from doge_ds.reweight.doge import DomainWeights
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients

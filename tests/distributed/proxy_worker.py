@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from doge_ds.config import DogeConfig, ProxyTrainingConfig
+from doge_ds.config_sections import DogeConfig, ProxyTrainingConfig
 from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.reweight.doge import DomainWeights
 from doge_ds.training.checkpoints import Checkpoints

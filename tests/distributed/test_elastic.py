@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.comparing import metrics_of
 from tests.distributed.ranks import run_worker
 from tests.distributed.small_runs import small_store, write_config
-from tests.distributed.test_resume import metrics_of
 
 STEPS = 80
 # Ranks, the step after which they stop, and the micro-batch, of 12 sequences a step.

@@ -9,9 +9,9 @@ import pytest
 from doge_ds import train_base
 from doge_ds.command_line import read_run_arguments
 from doge_ds.errors import RunError
+from tests.distributed.comparing import metrics_of
 from tests.distributed.ranks import Ranks
 from tests.distributed.small_runs import small_store, write_config
-from tests.distributed.test_resume import metrics_of
 
 PROGRAM = "doge_ds/train_base.py"
 FIRST, SECOND = {"a": 0.2, "b": 0.7, "c": 0.1}, {"a": 0.5, "b": 0.0, "c": 0.5}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from doge_ds.config import DogeConfig
+from doge_ds.config_sections import DogeConfig
 from doge_ds.training.hugging_face import export_checkpoint
 from doge_ds.training.model import model_config
 from tests import reference_doge as reference

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from doge_ds.data.tokens import TokenStore
 from doge_ds.evaluation.perplexity import WindowOptions
 from doge_ds.evaluation.windows import Windows
+from tests.distributed.comparing import count_equal_tensors, metrics_of
 from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, run_worker
 from tests.distributed.small_runs import SEQUENCE_LENGTH, small_store, write_config
 from tests.plain_likelihood import negative_log_likelihood
@@ -83,13 +84,6 @@ def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> Non
     assert last.returncode == 0, last.stdout
 
 
-def metrics_of(run: Path) -> list[dict]:
-    """All lines, without the times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "tokens_per_second", "tokens_per_second_per_device", "tflops_per_device")
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
-
-
 @pytest.mark.parametrize("stage", PROGRAMS)
 def test_metrics_are_bitwise_equal_without_gaps_or_repeats(folder: Path, stage: str) -> None:
     undisturbed, disturbed = metrics_of(folder / f"{stage}_undisturbed"), metrics_of(folder / f"{stage}_disturbed")
@@ -128,21 +122,6 @@ def test_final_parameters_and_optimizer_are_bitwise_equal(folder: Path, stage: s
         )
         compared += count_equal_tensors(one, other)
     assert compared >= 2 * 3  # parameters and both moments on each rank
-
-
-def count_equal_tensors(one: object, other: object) -> int:
-    """Tensors with elements in a nested structure, all of them equal to the other's."""
-    if isinstance(one, torch.Tensor):
-        assert isinstance(other, torch.Tensor)
-        assert torch.equal(one, other)
-        return int(one.numel() > 1)
-    if isinstance(one, dict) and isinstance(other, dict):
-        assert one.keys() == other.keys()
-        return sum(count_equal_tensors(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        assert len(one) == len(other)
-        return sum(count_equal_tensors(*pair) for pair in zip(one, other, strict=True))
-    return 0
 
 
 @pytest.mark.parametrize("stage", PROGRAMS)

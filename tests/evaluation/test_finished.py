@@ -42,6 +42,30 @@ def test_what_a_kill_left_half_written_is_not_found(tmp_path: Path) -> None:
     assert pieces.domain(KEY) is None
 
 
+def test_what_is_damaged_is_measured_again_and_no_pickle_is_read(tmp_path: Path) -> None:
+    pieces = FinishedPieces(tmp_path / "pieces")
+    pieces.add_domain(KEY, DomainLosses(np.ones(9), np.ones(9, dtype=np.int64)))
+    pieces.add_task(KEY, {"acc": 0.5})
+    arrays, task = (next((tmp_path / "pieces").glob(pattern)) for pattern in ("*.npz", "*.json"))
+    whole = arrays.read_bytes()
+    np.savez(arrays, nats=np.array([_Bomb(tmp_path / "went_off")], dtype=object), tokens=np.ones(1))
+    for content in (arrays.read_bytes(), whole[:100], whole[:-30], b"", b"PK"):
+        arrays.write_bytes(content)
+        assert pieces.domain(KEY) is None
+    for content in (b"", b'{"acc": 0.', b"[]", b"\xff", b"[" * 100_000):
+        task.write_bytes(content)
+        assert pieces.task(KEY) is None
+    assert not (tmp_path / "went_off").exists()
+
+
+class _Bomb:
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._mark,)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/pieces: cannot be made \(Not a directory\); name another --output"):

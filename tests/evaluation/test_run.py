@@ -148,6 +148,9 @@ def test_as_a_user_types_it(place: Path) -> None:
         (["--output", "{place}/thesis.json"], "exists and holds no results of ours"),
         (["--output", "{place}/mixture.json"], "exists and holds no results of ours"),
         (["--output", "{place}/no/where.json"], "nothing can be written there (No such file or directory)"),
+        (["--output", "{place}/" + "x" * 300], "nothing can be written there (File name too long)"),
+        (["--output", "/"], "--output /: names no file"),
+        (["--model", "x" * 300], "is no folder here, and cannot be loaded ("),
     ],
 )
 def test_each_mistake_is_one_line_and_status_2(

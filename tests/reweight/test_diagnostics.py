@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from doge_ds.config import DogeConfig
+from doge_ds.config_sections import DogeConfig
 from doge_ds.reweight import diagnostics as module
 from doge_ds.reweight.diagnostics import Diagnostics
 from doge_ds.reweight.doge import DomainWeights, Proposal

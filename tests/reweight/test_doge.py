@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doge_ds.config import DogeConfig
+from doge_ds.config_sections import DogeConfig
 from doge_ds.reweight.doge import DomainWeights, clip_factors, project_onto_simplex
 from tests import reference_doge as reference
 

@@ -1,8 +1,10 @@
 """Which checkpoints are whole, which are read, which are kept: decided from files alone."""
 
+import itertools
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,61 @@ def test_a_folder_gets_its_name_when_it_is_whole_and_latest_after_that(tmp_path:
     assert found.find_damage() is None
 
 
+class Killed(BaseException):
+    """In place of SIGKILL: nothing catches it."""
+
+
+class Fuse:
+    """Kills before or after the n-th call of the functions that it is put around."""
+
+    def __init__(self, moment: int) -> None:
+        self.left = moment
+
+    def around(self, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            self._burn()
+            found = function(*arguments, **named)
+            self._burn()
+            return found
+
+        return call
+
+    def _burn(self) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint_and_the_next_save_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each of the calls by which a save changes the file system; of a new step, and of one again."""
+    calls = [(Path, "rename"), (Path, "replace"), (Path, "write_text"), (Path, "mkdir"), (os, "fsync")]
+    calls.append((shutil, "rmtree"))
+    chosen_after, kills = set(), 0
+    for moment, step in itertools.product(range(60), (12, 18)):
+        checkpoints = tmp_path / f"{moment}_{step}"
+        write(checkpoints, 6)
+        write(checkpoints, 12)
+        fuse = Fuse(moment)
+        with monkeypatch.context() as patch:
+            for owner, name in calls:
+                patch.setattr(owner, name, fuse.around(getattr(owner, name)))
+            try:
+                prune(checkpoints, write(checkpoints, step), keep=1)
+            except Killed:
+                kills += 1
+        found, _ = choose_checkpoint(checkpoints)
+        assert found is not None
+        assert found.find_damage() is None
+        assert fuse.left == 0 or found.step == step
+        chosen_after.add(found.step)
+        prune(checkpoints, write(checkpoints, 24), keep=1)
+        assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step00000024"]
+    assert chosen_after == {6, 12, 18}
+    assert 40 < kills < 118  # every moment of a save is among them: the last ones ended before the fuse did
+
+
 def cut_off(folder: Path) -> str:
     os.truncate(folder / "rank1.pt", 100)
     return "has 100 of "
@@ -70,7 +127,20 @@ def damage_the_record(folder: Path) -> str:
     return "has a damaged whole.json"
 
 
-@pytest.mark.parametrize("harm", [cut_off, lose_a_file, lose_the_record, damage_the_record])
+def lead_out_of_the_folder(folder: Path) -> str:
+    (folder / "whole.json").write_text('{"ranks": 2, "files": {"../step00000006/rank0.pt": 5}}')
+    return "has a damaged whole.json"
+
+
+def name_nothing(folder: Path) -> str:
+    (folder / "whole.json").write_text('{"ranks": 2, "files": {"rank0\\u0000.pt": 5}}')
+    return "has a damaged whole.json"
+
+
+HARMS = [cut_off, lose_a_file, lose_the_record, damage_the_record, lead_out_of_the_folder, name_nothing]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_the_one_before_is_taken_with_a_line_that_says_why(tmp_path: Path, harm: object) -> None:
     write(tmp_path, 6)
     newest = write(tmp_path, 12)

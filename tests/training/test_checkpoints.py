@@ -8,7 +8,7 @@ import deepspeed
 import pytest
 import torch
 
-from doge_ds.config import BaseTrainingConfig
+from doge_ds.config_sections import BaseTrainingConfig
 from doge_ds.errors import RunError, SaveError
 from doge_ds.training.checkpoint_files import choose_checkpoint
 from doge_ds.training.checkpoints import Checkpoints

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doge_ds.config import ProxyTrainingConfig
+from doge_ds.config_sections import ProxyTrainingConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import cut_into_micro_batches

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._inductor.utils import fresh_cache
 
-from doge_ds.config import BaseTrainingConfig, DogeConfig, ProxyTrainingConfig
+from doge_ds.config_sections import BaseTrainingConfig, DogeConfig, ProxyTrainingConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients

@@ -1,6 +1,7 @@
 """A checkpoint as a Hugging Face folder: what cannot be read, does not fit or cannot be written is said in one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from doge_ds.config import BaseTrainingConfig
+from doge_ds.config_sections import BaseTrainingConfig
 from doge_ds.errors import RunError
 from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
@@ -136,3 +137,22 @@ def test_an_output_that_cannot_be_written_leaves_the_old_one(checkpoint: Path, t
     with pytest.raises(RunError, match=r"hf: cannot be written \(.*No such file or directory: .*nowhere"):
         export_checkpoint(checkpoint, shape(), {}, tokenizer, "card", tmp_path / "hf")
     assert [path.name for path in tmp_path.glob("hf*/*")] == ["old"]
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o002, 0o077], ids=oct)
+def test_the_folder_has_the_rights_that_the_user_gives_new_files(checkpoint: Path, tmp_path: Path, umask: int) -> None:
+    """safetensors gives its files to the owner alone; a store may be one that nobody writes."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    (tokenizer / "tokenizer.json").chmod(0o400)
+    tokenizer.chmod(0o500)
+    before = os.umask(umask)
+    try:
+        export_checkpoint(checkpoint, shape(), {}, tokenizer, "card", tmp_path / "hf", max_shard_size="10KB")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "hf").iterdir())
+    assert len([file for file in files if file.suffix == ".safetensors"]) > 1
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~umask)}
+    assert oct((tmp_path / "hf").stat().st_mode & 0o777) == oct(0o777 & ~umask)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.planning import make_plan
 from doge_ds.training.memory import RankMemory, RankShape, Rows, activation_bytes, checkpoint_bytes, rank_memory
 from doge_ds.training.model import model_config, parameter_count

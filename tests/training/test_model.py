@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from doge_ds.config import TrainingConfig
+from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import ConfigError, DogeError
 from doge_ds.training.engine import parameter_groups
 from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count, sequence_losses
@@ -55,6 +55,7 @@ def test_tied_parameters_count_once() -> None:
         ({"model_type": "gpt3"}, "model.model_type: 'gpt3' is no causal language model; did you mean 'gpt"),
         ({**SMALL, "n_layers": 2}, "model.n_layers: gpt2 has no such setting; did you mean 'n_layer'?"),
         ({**SMALL, "n_layer": "two"}, "model: transformers refuses it"),
+        ({**SMALL, "n_layer": 2**53}, "model: has 9007199254740992 layers; give at most 1000"),
         ({**SMALL, "n_head": 3}, "model: transformers refuses it"),
         ({**SMALL, "vocab_size": 51}, "model.vocab_size: is 51, but the store's tokenizer has 50 tokens"),
         ({**SMALL, "n_positions": 16}, "model.n_positions: is 16, not at least data.sequence_length 32"),

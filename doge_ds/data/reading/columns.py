@@ -10,6 +10,7 @@ from typing import Any
 
 from doge_ds.data.reading.records import find, no_field, no_utf8, text_of_record
 from doge_ds.errors import StoreError, first_line
+from doge_ds.json_files import is_inside
 
 _PARQUET_READ, _ROWS = 1 << 20, 128  # bytes of a column, rows at a time
 
@@ -58,7 +59,9 @@ def open_saved_dataset(folder: Path) -> tuple[Any, list[str]]:
                 str(folder), f"has no split 'train', only {', '.join(splits)}", f"name one, as in {folder}/{splits[0]}"
             )
         # Of several splits this one alone: datasets cannot load a whole that has an empty one.
-        dataset = datasets.load_from_disk(str(folder / "train" if splits else folder), keep_in_memory=False)
+        chosen = folder / "train" if splits else folder
+        _refuse_files_elsewhere(chosen)
+        dataset = datasets.load_from_disk(str(chosen), keep_in_memory=False)
     except StoreError:
         raise
     except Exception as error:  # OSError, KeyError, ValueError, AttributeError, pyarrow's own: all mean the same
@@ -69,6 +72,14 @@ def open_saved_dataset(folder: Path) -> tuple[Any, list[str]]:
 def _splits(folder: Path) -> list[str]:
     listed = folder / "dataset_dict.json"
     return list(map(str, json.loads(listed.read_bytes())["splits"])) if listed.is_file() else []
+
+
+def _refuse_files_elsewhere(folder: Path) -> None:
+    """Raises StoreError where a dataset's own list of files leads out of its folder."""
+    for file in json.loads((folder / "state.json").read_bytes())["_data_files"]:
+        if not is_inside(file["filename"]):
+            problem = f"has {file['filename']!r} among its files, which lies elsewhere"
+            raise StoreError(str(folder), problem, "copy or save it again")
 
 
 def read_saved_dataset(dataset: Any, folder: Path, text_field: str, first: int = 0) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Documents of Hugging Face datasets, on the hub or in a folder of such files, streamed: a unit is a data file."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,24 @@ def _open(source: Source) -> tuple[Any, list[str]]:
     except Exception as error:  # OSError, ValueError, ConnectionError and the hub's own: all mean the same
         raise _unusable(source, error) from None
     found = (builder.config.data_files or {}).get(source.split, [])
+    refuse_files_elsewhere(source, list(map(str, found)))
     return stream, [*map(str, found), *map(str, getattr(found, "origin_metadata", []))]
+
+
+def refuse_files_elsewhere(source: Source, files: Sequence[str]) -> None:
+    """A dataset's README.md may name any file; one that lies elsewhere on this machine is nobody's text.
+
+    Raises:
+        StoreError: a file is not in the dataset's folder, or the dataset is on the hub and the file is here. Links are
+            followed: the hub's own cache consists of them.
+    """
+    folder = os.path.abspath(str(source.dataset)) if Path(str(source.dataset)).is_dir() else None
+    for file in files:
+        path = file.rpartition("::")[2]  # zip://inside::archive
+        is_here = "://" not in path or path.startswith("file:")
+        if is_here and (folder is None or not Path(os.path.abspath(path)).is_relative_to(folder)):
+            problem = f"has {file} among its files, which lies elsewhere"
+            raise StoreError(called(source), problem, "mend data_files in its README.md")
 
 
 def _unusable(source: Source, error: Exception) -> StoreError:

@@ -6,7 +6,7 @@
 For the proxy (ZeRO-2) and the base (ZeRO-3), two ranks each, dropout on: train_proxy.py and train_base.py as they are,
 on a small store, 400 steps with a checkpoint every 5. A start is killed by SIGKILL at a moment drawn at random: some
 seconds after it began (while it loads, trains or saves), or a few milliseconds after it began to write a checkpoint;
-all ranks, or one of them, after which the other has to end by itself. Prints JSON: what was killed and where the run
+all ranks, or one of them, after which the other ends by itself, or as a launcher would end it. Prints JSON: what was killed and where the run
 went on, and how far every number of metrics.jsonl, every final parameter and moment, and the mixture are from those of
 the undisturbed run; all of these must be 0. Status 1 where one is not.
 """
@@ -37,6 +37,7 @@ PROGRAMS = {"proxy": "doge_ds/train_proxy.py", "base": "doge_ds/train_base.py"}
 # A start takes 2 to 3 seconds until its first step; 5 to 6 steps take one second.
 LONGEST_WAIT = 6.0
 LONGEST_WAIT_IN_A_SAVE = 0.03
+LAUNCHERS_PATIENCE = 30.0
 
 
 def main() -> None:
@@ -101,16 +102,31 @@ def kill_somewhere(ranks: Ranks, run: Path, draw: random.Random) -> dict[str, An
     for process in ranks.processes if whom == "all" else [ranks.processes[int(whom)]]:
         process.send_signal(signal.SIGKILL)
     unfinished = len(list((run / "checkpoints").glob("step*.tmp")))
-    statuses, _ = ranks.finish(120)
+    ended_by_themselves = wait_for_the_end(ranks)
+    statuses, _ = ranks.finish(10)
     done = len(metrics_of(run)) if (run / "metrics.jsonl").exists() and not _is_cut(run) else None
     return {
         "after_seconds": after,
         "ranks": whom,
         "statuses": statuses,
+        "others_ended_by_themselves": ended_by_themselves if whom != "all" else None,
         "meant_to_hit_a_save": in_a_save,
         "unfinished_checkpoints": unfinished,
         "logged_steps": done,
     }
+
+
+def wait_for_the_end(ranks: Ranks) -> bool:
+    """Whether what is left ends by itself. Ranks that have not met yet wait for each other for half an hour; deepspeed,
+    torchrun and srun end what is left of a run long before, and so does this."""
+    until = time.monotonic() + LAUNCHERS_PATIENCE
+    while any(process.poll() is None for process in ranks.processes):
+        if time.monotonic() > until:
+            for process in ranks.processes:
+                process.send_signal(signal.SIGKILL)
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _is_cut(run: Path) -> bool:

@@ -22,7 +22,7 @@ from doge_ds.training.launch import STANDARD_ERROR, Ranks
 
 SECONDS_BETWEEN_BEATS = 2.0
 # A rank that was not heard for so long has ended, or was stopped: a thread may wait a second or two for Python's lock.
-SECONDS_OF_SILENCE = 4 * SECONDS_BETWEEN_BEATS
+SECONDS_OF_SILENCE = 3 * SECONDS_BETWEEN_BEATS
 # Code in which a rank waits for others.
 COMMUNICATION = (os.path.join("torch", "distributed", ""), os.path.join("deepspeed", "comm", ""))
 WORDS_OF_COMMUNICATION = ("gloo", "NCCL", "Connection", "Timed out")
@@ -121,18 +121,25 @@ class Watchdog:
             print(f"error: {problem}; {names}", file=sys.stderr, flush=True)
         if is_culprit or not culprits:
             faulthandler.dump_traceback(file=STANDARD_ERROR)
+        self._publish(left="")  # what it has to say is said: others shall not take it for the silent one
         self._linger()
         os._exit(RankLostError.exit_status)
 
     def _linger(self) -> None:
         """The store ends with rank 0: others, who may be a few seconds behind, shall still find it."""
         if self._ranks.rank == 0 and self._ranks.world_size > 1:
-            time.sleep(SECONDS_OF_SILENCE)
+            self._wait_and_beat()
+
+    def _wait_and_beat(self) -> None:
+        """Until who is silent has been silent for long enough; others who look shall see that this rank is not."""
+        for _ in range(round(SECONDS_OF_SILENCE / SECONDS_BETWEEN_BEATS)):
+            time.sleep(SECONDS_BETWEEN_BEATS)
+            self._publish()
 
     def _find_silent_or_gone(self) -> dict[int, Beat]:
         """Ranks that ended with an error of their own; else those that are not heard any more."""
         before = self._read()
-        time.sleep(SECONDS_OF_SILENCE)
+        self._wait_and_beat()
         beats = self._read()
         if not beats:
             return {0: replace(self._beat, place="somewhere; it keeps the store that does not answer")}

@@ -21,6 +21,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_store(tmp_path_factory.mktemp("watching") / "store")
 
 
+@pytest.fixture(scope="module")
+def asleep(store: Path) -> Ranks:
+    """Ranks that take a while to notice, while another test runs."""
+    return Ranks(2, "tests/distributed/asleep_worker.py")
+
+
+@pytest.mark.usefixtures("asleep")
 def test_a_rank_that_stands_still_is_named_in_time_and_prints_its_stack_when_it_is_asked(
     store: Path, tmp_path: Path
 ) -> None:
@@ -44,6 +51,20 @@ def test_a_rank_that_stands_still_is_named_in_time_and_prints_its_stack_when_it_
     assert re.search(message + r"last seen in step \d+; see what its node", printed), printed
     ranks.processes[1].send_signal(signal.SIGKILL)
     ranks.processes[1].wait(timeout=10)
+
+
+def test_a_rank_that_does_something_else_than_wait_is_named_with_its_place_and_prints_its_stack(asleep: Ranks) -> None:
+    statuses, _ = asleep.finish(60)
+    assert statuses == [1, 1]
+    waiting, sleeping = (process.printed() for process in asleep.processes)
+    message = (
+        r"error: no step was finished for 3 seconds; the ranks: rank 1 \(process \d+ on \S+\) does not go on, "
+        r"last seen in step 7, at \S+asleep_worker\.py:\d+ \(fall_asleep\); see what its node"
+    )
+    assert re.search(message, waiting), waiting
+    assert re.search(message, sleeping), sleeping
+    assert re.search(r'asleep_worker\.py", line \d+ in fall_asleep', sleeping)
+    assert "in fall_asleep" not in waiting
 
 
 def test_a_run_whose_loss_is_nan_ends_with_the_samples_and_the_last_good_checkpoint(

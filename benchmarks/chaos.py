@@ -6,9 +6,9 @@
 For the proxy (ZeRO-2) and the base (ZeRO-3), two ranks each, dropout on: train_proxy.py and train_base.py as they are,
 on a small store, 400 steps with a checkpoint every 5. A start is killed by SIGKILL at a moment drawn at random: some
 seconds after it began (while it loads, trains or saves), or a few milliseconds after it began to write a checkpoint;
-all ranks, or one of them, after which the other ends by itself, or as a launcher would end it. Prints JSON: what was killed and where the run
-went on, and how far every number of metrics.jsonl, every final parameter and moment, and the mixture are from those of
-the undisturbed run; all of these must be 0. Status 1 where one is not.
+all ranks, or one of them, after which the other ends by itself, or as a launcher would end it. Prints JSON: what was
+killed and where the run went on, and how far every number of metrics.jsonl, every final parameter and moment, and the
+mixture are from those of the undisturbed run; all of these must be 0. Status 1 where one is not.
 """
 
 import argparse

@@ -27,6 +27,7 @@ class RunArguments:
     resume: Literal["auto", "never"]
     mixture: str | None = None
     change_mixture: bool = False
+    change_batch: bool = False
     time_limit: float | None = None
 
 
@@ -46,6 +47,12 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
             help="where the directory holds an unfinished run on another mixture: go on with this one from its latest "
             "checkpoint on",
         )
+    parser.add_argument(
+        "--change_batch",
+        action="store_true",
+        help="where the directory holds an unfinished run with another number of sequences a step: go on with this one "
+        "from its latest checkpoint on",
+    )
     parser.add_argument(
         "--set",
         dest="settings",
@@ -77,5 +84,6 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
         resume=cast(Literal["auto", "never"], found.resume),
         mixture=found.mixture if needs_mixture else None,
         change_mixture=needs_mixture and found.change_mixture,
+        change_batch=found.change_batch,
         time_limit=read_time_limit(found.time_limit),
     )

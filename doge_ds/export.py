@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from doge_ds.config import BaseConfig, ProxyConfig, for_publication, load_config
+from doge_ds.data.batches import BatchSizes
 from doge_ds.data.order import MixtureOrder, Segment
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, RunError, StoreError
@@ -117,15 +118,20 @@ def export_run(
 
 
 def base_order(
-    store: TokenStore, config: BaseConfig, stages: Sequence[tuple[int, Mapping[str, float]]]
+    store: TokenStore,
+    config: BaseConfig,
+    stages: Sequence[tuple[int, Mapping[str, float]]],
+    sizes: BatchSizes | None = None,
 ) -> MixtureOrder:
     """The order of samples of a base run: which domain and sequence comes n-th.
 
     Args:
         stages: weights of the domains, from how many steps done on; all of the same domains.
+        sizes: sequences of every step; None where they are the configuration's throughout.
     """
     counts = {name: store.sequence_count(name, config.data.sequence_length) for name in stages[0][1]}
-    segments = [Segment(start * config.training.global_batch_size, weights) for start, weights in stages]
+    sizes = sizes or BatchSizes.of(config.training.global_batch_size)
+    segments = [Segment(sizes.samples(start), weights) for start, weights in stages]
     return MixtureOrder(counts, segments, config.training.seed)
 
 
@@ -175,10 +181,19 @@ def _learned(run: Path) -> dict[str, float] | None:
 def _sequences_seen(store: TokenStore, config: BaseConfig | ProxyConfig, facts: Facts, steps: int) -> Mapping[str, int]:
     """Of each domain, and of the mix that may be a proxy's target, in the first `steps` steps."""
     if isinstance(config, BaseConfig):
-        return base_order(store, config, facts.stages).counts(steps * config.training.global_batch_size)
+        sizes = _sizes(facts, config.training.global_batch_size)
+        return base_order(store, config, facts.stages, sizes).counts(sizes.samples(steps))
     from doge_ds.proxy_data import proxy_loader
 
-    return proxy_loader(config, store, config.training.sequences_per_domain).needs(steps)
+    sizes = _sizes(facts, config.training.sequences_per_domain)
+    return proxy_loader(config, store, sizes, sizes.last.sequences).needs(steps)
+
+
+def _sizes(facts: Facts, configured: int) -> BatchSizes:
+    """Sequences of every step: the record, where they changed; else the configuration's."""
+    if not facts.batches:
+        return BatchSizes.of(configured)
+    return BatchSizes.from_json([stage.model_dump() for stage in facts.batches])
 
 
 def _choose_checkpoint(run: Path, step: int | None) -> Path:

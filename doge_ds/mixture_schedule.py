@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from doge_ds.config import BaseConfig, MixtureStage, check_stages, stage_mistake
+from doge_ds.data.batches import BatchSizes
 from doge_ds.errors import ConfigError, MixtureError, RunError
 from doge_ds.json_files import is_inside, parse_json, read_bytes, write_json
 from doge_ds.mixture import Mixture, choose_mixture, normalized, published_names
@@ -118,15 +119,22 @@ def read_schedule_file(path: Path) -> ScheduleFile:
     return found
 
 
-def mean_weights(stages: Sequence[tuple[int, Mapping[str, float]]], steps: int) -> dict[str, float]:
-    """What the first `steps` steps shall have of each domain, over all of them: the stages' weights, by their steps."""
+def mean_weights(
+    stages: Sequence[tuple[int, Mapping[str, float]]], steps: int, sizes: BatchSizes | None = None
+) -> dict[str, float]:
+    """What the first `steps` steps shall have of each domain, over all of them: the stages' weights, by their samples.
+
+    Args:
+        sizes: samples of every step; None where all have the same number.
+    """
     begun = [stage for stage in stages if stage[0] < steps] or list(stages[:1])
     if len(begun) == 1:
         return dict(begun[0][1])
+    sizes = sizes or BatchSizes.of(1)
     ends = [*(start for start, _ in begun[1:]), steps]
-    lengths = [end - start for (start, _), end in zip(begun, ends, strict=True)]
+    lengths = [sizes.samples(end) - sizes.samples(start) for (start, _), end in zip(begun, ends, strict=True)]
     return {
-        name: sum(length * weights[name] for (_, weights), length in zip(begun, lengths, strict=True)) / steps
+        name: sum(length * weights[name] for (_, weights), length in zip(begun, lengths, strict=True)) / sum(lengths)
         for name in begun[0][1]
     }
 
@@ -150,9 +158,10 @@ class BaseMixture:
         """The stages without their mixtures' provenance."""
         return _weights(self.stages)
 
-    def facts(self, steps: int) -> dict[str, Any]:
-        """Their part of run.json: the mean over all `steps`; the stages, where there are several; `given`."""
-        found: dict[str, Any] = {"mixture": mean_weights(self.weights, steps)}
+    def facts(self, steps: int, sizes: BatchSizes | None = None) -> dict[str, Any]:
+        """Their part of run.json: the mean over all `steps`, of these sizes; the stages, where there are several;
+        `given`."""
+        found: dict[str, Any] = {"mixture": mean_weights(self.weights, steps, sizes)}
         if len(self.stages) > 1:
             found["schedule"] = _as_json(self.stages)
         if self.given:

@@ -6,20 +6,29 @@ from collections.abc import Sequence
 import torch
 
 from doge_ds.config import ProxyConfig
+from doge_ds.data.batches import BatchSizes
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, nearest
 
 
 def proxy_loader(
-    config: ProxyConfig, store: TokenStore, micro_batch_size: int, rank: int = 0, world_size: int = 1
+    config: ProxyConfig,
+    store: TokenStore,
+    sizes: BatchSizes,
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> ProxyLoader:
-    """One rank's batches of a proxy run. Raises ConfigError and StoreError as `choose_domains` and the loader do."""
+    """One rank's batches of a proxy run, of so many sequences of each row.
+
+    Raises ConfigError and StoreError as `choose_domains` and the loader do.
+    """
     return ProxyLoader(
         store,
         *choose_domains(config, store),
         mix=config.doge.target == "mix",
-        sequences_per_domain=config.training.sequences_per_domain,
+        sequences_per_domain=sizes,
         micro_batch_size=micro_batch_size,
         sequence_length=config.data.sequence_length,
         seed=config.training.seed,

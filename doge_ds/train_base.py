@@ -7,7 +7,7 @@
 The mixture says how often a sequence comes from which domain; at every prefix of the run each domain's count is within
 one sample of it (and one more for each change before it). Ends with a Hugging Face folder, RUN/hf. Started again by the
 same command, an unfinished run continues from its latest checkpoint; with another mixture it is refused, or with
---change_mixture goes on with that one from its latest checkpoint on.
+--change_mixture goes on with that one from its latest checkpoint on; so with another batch and --change_batch.
 
 Exit status: 0 finished, 2 the input is wrong, 75 saved and not finished (SIGTERM, SIGINT or SIGUSR1), else failed.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from doge_ds.batch_change import RunBatches, continued_batches, steps_done
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import BaseConfig, load_config
 from doge_ds.data.loader import MixtureLoader
@@ -62,6 +63,7 @@ class BaseJob:
     ranks: Ranks
     asked: list[Stage]
     mixture: BaseMixture
+    batches: RunBatches
     order: MixtureOrder
     loader: MixtureLoader
     held_out: HeldOutSample
@@ -105,8 +107,9 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
             raise ConfigError("data.train_domains", f"{name!r} is not in {store.path}", nearest(name, store.domains))
     tokens = {name: store.record(name, "train").tokens for name in domains}
     asked = chosen_schedule(config, options.mixture, tokens, options.config)
-    mixture = continued(asked, options.output, steps_done(options, config), training.steps, options.change_mixture)
-    config = mixture.resolved(config)
+    done = steps_done(options, config, "hf")
+    mixture = continued(asked, options.output, done, training.steps, options.change_mixture)
+    config, batches = mixture.resolved(config), continued_batches(options, config, done)
     size, count = cut_into_micro_batches(
         "global_batch_size", training.global_batch_size, training.micro_batch_size, ranks.world_size
     )
@@ -127,21 +130,26 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
         ranks=ranks,
         runs_here=planned is None,
     )
-    order = base_order(store, config, mixture.weights)
-    loader = MixtureLoader(
-        store, order, training.global_batch_size, size, data.sequence_length, ranks.rank, ranks.world_size
-    )
+    order = base_order(store, config, mixture.weights, batches.sizes)
+    loader = MixtureLoader(store, order, batches.sizes, size, data.sequence_length, ranks.rank, ranks.world_size)
     held_out = held_out_sample(config, store, domains, size, ranks)
     monitors = monitor_settings(config.deepspeed, options.output)
     facts = {
         "program": "train_base",
         "ranks": ranks.world_size,
-        **mixture.facts(training.steps),
+        **mixture.facts(training.steps, batches.sizes),
+        **batches.facts,
         "mixture_from": origin(asked, options.mixture or str(options.config)),
         **store.facts(),
     }
     directory = RunDirectory(
-        options.output, config, facts, "hf", options.resume, changes_mixture=mixture.changed_at is not None
+        options.output,
+        config,
+        facts,
+        "hf",
+        options.resume,
+        changes_mixture=mixture.changed_at is not None,
+        changes_batch=batches.changed_at is not None,
     )
     job = BaseJob(
         options,
@@ -150,6 +158,7 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
         ranks,
         asked,
         mixture,
+        batches,
         order,
         loader,
         held_out,
@@ -160,15 +169,6 @@ def check(options: RunArguments, planned: Ranks | None = None) -> BaseJob:
     )
     refuse_too_many_epochs(domain_needs(job), data.max_epochs)
     return job
-
-
-def steps_done(options: RunArguments, config: BaseConfig) -> int:
-    """Steps that a run whose mixture shall change has behind it: all of them where it is finished."""
-    if not options.change_mixture:
-        return 0
-    if (options.output / "hf").exists():
-        return config.training.steps
-    return Checkpoints(options.output / "checkpoints", config.training).steps_done
 
 
 def origin(asked: Sequence[Stage], given_as: str) -> dict[str, Any]:
@@ -201,7 +201,8 @@ def train(job: BaseJob, watchdog: Watchdog) -> bool:
     if is_speaker := job.ranks.rank == 0:
         print(f"base: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {directory.path}")
         left_out = held_out_line(config, list(job.order.sequence_counts), job.held_out)
-        print("\n".join([plan_table(domain_needs(job)), *mixture_lines(job), *left_out]), flush=True)
+        changes = [*mixture_lines(job), *job.batches.lines]
+        print("\n".join([plan_table(domain_needs(job)), *changes, *left_out]), flush=True)
         for warning in tokenizer_warnings(job):
             print(warning, file=sys.stderr, flush=True)
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
@@ -210,18 +211,18 @@ def train(job: BaseJob, watchdog: Watchdog) -> bool:
     health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     state = checkpoints.load(engine)
+    loader.check_state(state["data"] if state else loader.state(0))
     if state is not None:
-        loader.check_state(state["data"])
         losses.load_state_dict(state["losses"])
         health.load_state_dict(state["health"])
     first_step = state["step"] if state else 0
-    if is_speaker:  # not before DeepSpeed has accepted its configuration, and a changed mixture its checkpoint
+    if is_speaker:  # not before DeepSpeed has accepted its configuration, and a change its checkpoint
         directory.create(first_step, job.options.config)
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
     )
     run = Run(directory, first_step, config.training, job.monitors, throughput, watchdog, job.options.time_limit)
-    tokens = config.training.global_batch_size * config.data.sequence_length
+    length = config.data.sequence_length
 
     def save(problem: str | None) -> None:
         parts = {"data": loader.state(step + 1), "losses": losses.state_dict(), "health": health.state_dict()}
@@ -242,7 +243,8 @@ def train(job: BaseJob, watchdog: Watchdog) -> bool:
         if run.is_logged(step):
             values |= losses.since_last_call() | shares(job, step + 1)
             values |= run.evaluate(step, lambda: job.held_out.measure(engine, engine.device))
-        run.log(step, tokens, tokens * (step + 1), values, shown="")
+        before, after = loader.samples(step), loader.samples(step + 1)
+        run.log(step, (after - before) * length, after * length, values, shown="")
         if run.ends_after(step, stop, health, checkpoints, save):
             return False
     return True
@@ -255,21 +257,20 @@ def samples_read(loader: MixtureLoader, step: int) -> str:
 
 def shares(job: BaseJob, steps: int) -> dict[str, float]:
     """Of the samples so far, each domain's share, and the share that the mixture, or the schedule until here, wants."""
-    samples = steps * job.config.training.global_batch_size
+    samples = job.loader.samples(steps)
     achieved = {f"achieved_share/{name}": count / samples for name, count in job.order.counts(samples).items()}
-    wanted = mean_weights(job.mixture.weights, steps)
+    wanted = mean_weights(job.mixture.weights, steps, job.batches.sizes)
     return achieved | {f"wanted_share/{name}": weight for name, weight in wanted.items()}
 
 
 def domain_needs(job: BaseJob, steps: int | None = None) -> list[DomainNeed]:
     """What so many steps (None: the whole run) read of every domain."""
     steps = job.config.training.steps if steps is None else steps
-    samples = steps * job.config.training.global_batch_size
-    needed = job.order.counts(samples)
+    needed = job.order.counts(job.loader.samples(steps))
     length = job.config.data.sequence_length
     return [
         DomainNeed(name, weight, needed[name], job.store.sequence_count(name, length))
-        for name, weight in mean_weights(job.mixture.weights, steps).items()
+        for name, weight in mean_weights(job.mixture.weights, steps, job.batches.sizes).items()
     ]
 
 

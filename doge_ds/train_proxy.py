@@ -5,7 +5,8 @@
 
 Each step takes the same number of sequences of every domain, computes one gradient per domain, and moves the domain
 weights towards the domains whose gradients point where the target's does. The mean of the weights over the run is the
-mixture, RUN/mixture.json. Started again by the same command, an unfinished run continues from its latest checkpoint.
+mixture, RUN/mixture.json. Started again by the same command, an unfinished run continues from its latest checkpoint;
+with another number of sequences a step it is refused, or with --change_batch goes on with that one from there on.
 
 Exit status: 0 finished, 2 the input is wrong, 75 saved and not finished (SIGTERM, SIGINT or SIGUSR1), else failed.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from doge_ds.batch_change import RunBatches, continued_batches, steps_done
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import ProxyConfig, config_hash, load_config
 from doge_ds.data.loader import ProxyLoader
@@ -52,6 +54,7 @@ class ProxyJob:
     store: TokenStore
     ranks: Ranks
     train_domains: list[str]
+    batches: RunBatches
     loader: ProxyLoader
     held_out: HeldOutSample
     model: Any
@@ -106,17 +109,21 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
         ranks=ranks,
         runs_here=planned is None,
     )
-    loader = proxy_loader(config, store, micro_batch_size, ranks.rank, ranks.world_size)
+    batches = continued_batches(options, config, steps_done(options, config, "mixture.json"))
+    loader = proxy_loader(config, store, batches.sizes, micro_batch_size, ranks.rank, ranks.world_size)
     held_out = held_out_sample(config, store, [*train_domains, *target_domains], micro_batch_size, ranks)
     monitors = monitor_settings(config.deepspeed, options.output)
-    facts = {"program": "train_proxy", "ranks": ranks.world_size, **store.facts()}
-    directory = RunDirectory(options.output, config, facts, result="mixture.json", resume=options.resume)
+    facts = {"program": "train_proxy", "ranks": ranks.world_size, **batches.facts, **store.facts()}
+    directory = RunDirectory(
+        options.output, config, facts, "mixture.json", options.resume, changes_batch=batches.changed_at is not None
+    )
     job = ProxyJob(
         options,
         config,
         store,
         ranks,
         train_domains,
+        batches,
         loader,
         held_out,
         model,
@@ -167,12 +174,12 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     proxy = Proxy(engine, gradients, selection, weights, diagnostics, health, checkpoints)
     state = checkpoints.load(engine)
+    job.loader.check_state(state["data"] if state else job.loader.state(0))
     if state is not None:
-        job.loader.check_state(state["data"])
         for name, part in proxy.parts().items():
             part.load_state_dict(state[name])
     first_step = state["step"] if state else 0
-    if is_speaker:  # not before DeepSpeed has accepted its configuration
+    if is_speaker:  # not before DeepSpeed has accepted its configuration, and a change its checkpoint
         directory.create(first_step, job.options.config)
     throughput = Throughput(
         job.ranks.world_size, flops_per_token(job.model, config.data.sequence_length), config.training.peak_tflops
@@ -273,7 +280,8 @@ def _print_plan(job: ProxyJob) -> None:
     """What is about to be read, of every row."""
     print(f"proxy: {parameter_count(job.model):,} parameters, {job.ranks.world_size} ranks, run {job.directory.path}")
     domains = [name for name in job.loader.row_names if name in job.store.domains]  # not the mix
-    print("\n".join([plan_table(domain_needs(job)), *held_out_line(job.config, domains, job.held_out)]), flush=True)
+    lines = [*job.batches.lines, *held_out_line(job.config, domains, job.held_out)]
+    print("\n".join([plan_table(domain_needs(job)), *lines]), flush=True)
 
 
 def _write_results(job: ProxyJob, proxy: Proxy) -> None:

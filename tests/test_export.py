@@ -180,3 +180,19 @@ def test_a_place_that_cannot_be_written_is_found_out_before_anything_is_read(
     (tmp_path / "file").write_text("")
     (run / "run.json").write_text("damaged too")
     assert f"{tmp_path / output}: {words}" in refusal(capsys, run, "--output", tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([{"from_step": 3, "sequences": 4}], "run.json: batches: is damaged"),
+        ([{"from_step": 0, "sequences": 4}, {"from_step": 0, "sequences": 8}], "run.json: batches: is damaged"),
+        ([{"from_step": 0, "sequences": 0}], "run.json: batches.0.sequences: is damaged"),
+    ],
+)
+def test_a_damaged_record_of_batches_is_one_line(
+    run: Path, tmp_path: Path, batches: list, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "batches": batches}))
+    assert f"{run}/{words}" in refusal(capsys, run, "--output", tmp_path / "hf")

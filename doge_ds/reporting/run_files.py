@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from doge_ds.config import BaseConfig, ProxyConfig, config_hash, for_publication, load_config
 from doge_ds.errors import RunError
@@ -26,6 +26,13 @@ class FactsStage(BaseModel):
     mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
 
 
+class FactsBatch(BaseModel):
+    """A stage of run.json's `batches`: from so many steps done on, a step has this many sequences (of each row)."""
+
+    from_step: int = Field(ge=0)
+    sequences: int = Field(ge=1)
+
+
 class Facts(BaseModel):
     """run.json: what makes a run what it is beside its configuration. Facts that later versions add are kept."""
 
@@ -37,6 +44,15 @@ class Facts(BaseModel):
     tokenizer_sha256: str
     mixture: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
     schedule: list[FactsStage] = Field(default_factory=list)
+    batches: list[FactsBatch] = Field(default_factory=list)
+
+    @field_validator("batches")
+    @classmethod
+    def _check_batches(cls, batches: list[FactsBatch]) -> list[FactsBatch]:
+        starts = [stage.from_step for stage in batches]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+            raise ValueError(f"its stages are from the steps {starts} on, not from 0 and then from later ones")
+        return batches
 
     @property
     def stages(self) -> list[tuple[int, dict[str, float]]]:

@@ -24,8 +24,8 @@ def model_card(
     Args:
         name: of the run.
         config: its resolved run configuration.
-        facts: its run.json: program, ranks, mixture, hashes of store and tokenizer. A proxy's mixture are the weights
-            that it has learned, None before its end.
+        facts: its run.json: program, ranks, mixture, batches where they changed, hashes of store and tokenizer. A
+            proxy's mixture are the weights that it has learned, None before its end.
         parameters: of the model, tied ones counted once.
         step: optimizer steps that were done.
         tokens: of each domain that the model was trained on until then; of a proxy, its targets' too.
@@ -34,7 +34,7 @@ def model_card(
     front = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["doge_ds", "pretrained"])
     start, training = config["model"].get("pretrained"), config["training"]
     is_proxy = facts["program"] == "train_proxy"
-    each = training["sequences_per_domain" if is_proxy else "global_batch_size"]
+    batch = "sequences_per_domain" if is_proxy else "global_batch_size"
     weight = "learned weight" if is_proxy else "mean weight" if facts.get("schedule") else "weight"
     mixture = "" if is_proxy else " --mixture mixture.json"
     weights = facts["mixture"] or {}
@@ -49,8 +49,8 @@ def model_card(
             f"# {name}\n",
             f"{config['model'].get('model_type', start)}, {parameters:,} parameters, saved in {dtype}; "
             f"{'trained on from ' + str(start) if start else 'pretrained from scratch'} with doge_ds on "
-            f"{sum(tokens.values()):,} tokens: {step:,} steps of {each:,} sequences{' of each domain,' * is_proxy} of "
-            f"{config['data']['sequence_length']:,} tokens.\n",
+            f"{sum(tokens.values()):,} tokens: {_steps(facts, step, training[batch])} sequences"
+            f"{' of each domain,' * is_proxy} of {config['data']['sequence_length']:,} tokens.\n",
             "## Data\n",
             f"| domain | {weight} in the mixture | tokens seen |\n|---|---:|---:|",
             *rows,
@@ -60,12 +60,37 @@ def model_card(
             "## To do it again\n",
             f"With the same token store, on {facts['ranks']} ranks ({versions}):\n",
             f"    deepspeed doge_ds/{facts['program']}.py --config run.json{mixture}\n",
+            *_batch_changes(facts, f"training.{batch}", step),
             "`run.json`:\n",
             f"```json\n{json.dumps(config, indent=2)}\n```",
             *([] if is_proxy else _mixture_file(facts)),
             "",
         ]
     )
+
+
+def _begun(facts: Mapping[str, Any], step: int) -> list[tuple[int, int]]:
+    """Step and sequences where these changed and how to, until `step`; nothing where they did not."""
+    found = [(stage["from_step"], stage["sequences"]) for stage in facts.get("batches") or []]
+    return [stage for stage in found if stage[0] < step] or found[:1]
+
+
+def _steps(facts: Mapping[str, Any], step: int, sequences: int) -> str:
+    """40 steps of 8, or 20 steps of 8 and 20 steps of 16."""
+    begun = _begun(facts, step) or [(0, sequences)]
+    ends = [*(start for start, _ in begun[1:]), step]
+    return " and ".join(f"{end - start:,} steps of {size:,}" for (start, size), end in zip(begun, ends, strict=True))
+
+
+def _batch_changes(facts: Mapping[str, Any], key: str, step: int) -> list[str]:
+    """How to change the batch where it was changed."""
+    begun = _begun(facts, step)
+    if not begun:
+        return []
+    changes = [
+        f", stopped after step {start} and continued with `{key}={size} --change_batch`" for start, size in begun[1:]
+    ]
+    return [f"with `--set {key}={begun[0][1]}`{''.join(changes)}.\n"]
 
 
 def _mixture_file(facts: Mapping[str, Any]) -> list[str]:

@@ -51,6 +51,8 @@ FREE_KEYS = (
 )
 # What a base run trains on; `--change_mixture` may change it.
 MIXTURE_KEYS = ("mixture", "mixture_given", "schedule")
+# How many sequences a step reads; `--change_batch` may change it.
+BATCH_KEYS = ("config.training.global_batch_size", "config.training.sequences_per_domain", "batches")
 
 
 class RunDirectory:
@@ -64,6 +66,7 @@ class RunDirectory:
         result: str,
         resume: Resume,
         changes_mixture: bool = False,
+        changes_batch: bool = False,
     ) -> None:
         """Look at the directory.
 
@@ -74,6 +77,7 @@ class RunDirectory:
             result: name of the file or folder whose presence says that the run is finished.
             resume: "auto" continues an unfinished run; "never" refuses one.
             changes_mixture: this start changes the mixture of the run that is there.
+            changes_batch: this start changes how many sequences its steps read.
 
         Raises:
             RunError: the directory holds something else, another run (what differs is named), or a run and resume is
@@ -84,7 +88,11 @@ class RunDirectory:
         self._facts = json.loads(json.dumps(facts))
         self.result = path / result
         self.checkpoints = path / "checkpoints"
-        self._changes_mixture = changes_mixture
+        self._may_change = (
+            *FREE_KEYS,
+            *(MIXTURE_KEYS if changes_mixture else []),
+            *(BATCH_KEYS if changes_batch else []),
+        )
         place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not place.is_dir():
             raise RunError(str(place), "is a file", "name another --output")
@@ -141,26 +149,48 @@ class RunDirectory:
             raise RunError(str(self.path), "holds a run already", "name another --output, or leave --resume at auto")
         try:
             facts, config = (parse_json(file.read_bytes()) for file in files)
+            if batches := facts.get("batches"):  # config.json is written after it
+                _set_batch(config, batches[-1]["sequences"])
             there = _flatten({**facts, "config": config})
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None
         here = _flatten({**self._facts, "config": self._config})
         missing = object()
-        free = (*FREE_KEYS, *(MIXTURE_KEYS if self._changes_mixture else []))
+        free = list(self._may_change)
+        if facts.get("schedule") and facts["schedule"] == self._facts.get("schedule"):
+            free.append("mixture")  # its mean, which changes with the batch
         keys = [
             key
             for key in sorted(set(there) | set(here))
             if there.get(key, missing) != here.get(key, missing) and not _is_below(key, free)
         ]
+        if any(_is_below(key, BATCH_KEYS[:2]) for key in keys):
+            keys = [key for key in keys if not _is_below(key, BATCH_KEYS[2:])]  # which say the same, at more length
         if keys:
             differing = [
                 f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here" for key in keys
             ]
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
             remedy = "name another --output"
-            if not self.is_finished and all(_is_below(key, MIXTURE_KEYS) for key in keys):
-                remedy += ", or change the mixture from the latest checkpoint on with --change_mixture"
+            if not self.is_finished and (change := _change_that_is_possible(keys)):
+                remedy += f", or change {change}"
             raise RunError(str(self.path), f"holds another run: {', '.join(differing[:3])}{more}", remedy)
+
+
+def _set_batch(config: dict[str, Any], sequences: int) -> None:
+    """Into a base's or a proxy's configuration."""
+    training = config["training"]
+    training["global_batch_size" if "global_batch_size" in training else "sequences_per_domain"] = sequences
+
+
+def _change_that_is_possible(keys: Sequence[str]) -> str | None:
+    """What would let a run go on with these keys changed, in words; None where nothing would."""
+    if not all(_is_below(key, (*MIXTURE_KEYS, *BATCH_KEYS[:2])) for key in keys):
+        return None
+    changes = {"mixture": MIXTURE_KEYS, "batch": BATCH_KEYS}
+    found = [name for name, names in changes.items() if any(_is_below(key, names) for key in keys)]
+    what, options = (" and ".join(prefix + name for name in found) for prefix in ("the ", "--change_"))
+    return f"{what} from the latest checkpoint on with {options}"
 
 
 def _is_below(key: str, names: Sequence[str]) -> bool:

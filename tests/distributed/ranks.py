@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,8 @@ class Rank:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        os.kill(self._process.pid or 0, number)
+        with suppress(ProcessLookupError):  # it has ended a moment ago
+            os.kill(self._process.pid or 0, number)
 
     def wait(self, timeout: float) -> int:
         self._process.join(timeout)

@@ -15,6 +15,7 @@ from pathlib import Path
 from doge_ds import train_base, train_proxy
 from doge_ds.command_line import read_run_arguments
 from doge_ds.training.launch import finish, quieten_libraries, read_ranks, start_process_group
+from doge_ds.training.watchdog import Watchdog
 
 PROGRAMS = {"proxy": train_proxy, "base": train_base}
 
@@ -37,7 +38,8 @@ def main(program: str, warm_up: str, config: str, folder: Path) -> None:
         else:
             gc.collect()
             before = resident_bytes()
-        assert PROGRAMS[program].train(job)
+        with Watchdog(ranks, job.config.training.rank_timeout) as watchdog:
+            assert PROGRAMS[program].train(job, watchdog)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"before": before, "peak": peak}), file=sys.stderr)
     (folder / "memory.json").write_text(json.dumps({"before": before, "peak": peak}))

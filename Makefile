@@ -16,8 +16,9 @@ READY := $(VENV)/ready
 demo: $(READY)
 	$(VENV)/bin/python -m doge_ds.demo
 
+# Two processes: many tests wait for ranks that they started. A file's tests stay together, they share what it made.
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slurm: $(READY)
 	$(VENV)/bin/python -m pytest tests/slurm -rs

@@ -40,7 +40,16 @@ setup(
         "scipy>=1.11",
     ],
     extras_require={
-        "development": ["pytest", "hypothesis", "ruff", "mypy", "types-tqdm", "jsonschema", "markdown-it-py"]
+        "development": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-tqdm",
+            "jsonschema",
+            "markdown-it-py",
+        ]
     },
     entry_points={"console_scripts": ["doge-ds=doge_ds.cli:main"]},
 )

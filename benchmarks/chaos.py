@@ -13,6 +13,7 @@ mixture are from those of the undisturbed run; all of these must be 0. Status 1 
 
 import argparse
 import json
+import math
 import random
 import signal
 import sys
@@ -49,7 +50,8 @@ def main() -> None:
         {"benchmark": "chaos", "ranks": RANKS, "steps": STEPS, "seed": options.seed, **found}, sys.stdout, indent=1
     )
     print()
-    sys.exit(0 if all(not any(stage["differences"].values()) for stage in found.values()) else 1)
+    is_equal = all(not any(stage["differences"].values()) for stage in found.values())
+    sys.exit(0 if is_equal and all(stage["times_killed"] == options.kills for stage in found.values()) else 1)
 
 
 def run_stage(folder: Path, stage: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +98,9 @@ def kill_somewhere(ranks: Ranks, run: Path, draw: random.Random) -> dict[str, An
             time.sleep(0.0005)
     time.sleep(wait)
     if any(process.poll() is not None for process in ranks.processes):
-        ranks.finish()
+        statuses, printed = ranks.finish()
+        if any(statuses):
+            raise SystemExit(printed)  # it ended by itself, and not well
         return None
     after = round(time.monotonic() - began, 3)
     for process in ranks.processes if whom == "all" else [ranks.processes[int(whom)]]:
@@ -155,7 +159,7 @@ def distance(one: Any, other: Any) -> float:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if one.shape != other.shape:
             return float("inf")
-        return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
+        return _of_numbers(float((one.double() - other.double()).abs().max())) if one.numel() else 0.0
     if isinstance(one, dict) and isinstance(other, dict):
         same = one.keys() == other.keys()
         return max((distance(one[key], other[key]) for key in one), default=0.0) if same else float("inf")
@@ -164,8 +168,13 @@ def distance(one: Any, other: Any) -> float:
             return float("inf")
         return max((distance(*pair) for pair in zip(one, other, strict=True)), default=0.0)
     if isinstance(one, bool | int | float) and isinstance(other, bool | int | float):
-        return abs(float(one) - float(other))
+        return _of_numbers(abs(float(one) - float(other)))
     return 0.0 if type(one) is type(other) else float("inf")
+
+
+def _of_numbers(difference: float) -> float:
+    """NaN, which `max` may swallow, as infinite."""
+    return float("inf") if math.isnan(difference) else difference
 
 
 def _options() -> argparse.Namespace:

@@ -31,6 +31,7 @@ from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.mixture import tokenizer_warning
 from doge_ds.mixture_schedule import BaseMixture, Stage, chosen_schedule, continued, mean_weights
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
+from doge_ds.training.agreement import raise_everywhere
 from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.engine import cut_into_micro_batches, start_engine
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return finish(75)
         finish(0)
         if job.ranks.rank == 0:
-            export_run(job.directory.path, job.directory.result)
+            export_run(job.directory.path, job.directory.result, step=job.config.training.steps)
     if job.ranks.rank == 0:
         print(f"finished: {job.directory.result}")
     return 0
@@ -210,6 +211,7 @@ def train(job: BaseJob, watchdog: Watchdog) -> bool:
     losses = DomainLosses(list(job.order.sequence_counts), engine.device)
     health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
+    raise_everywhere(directory.lock() if is_speaker else None, engine.device)
     state = checkpoints.load(engine)
     loader.check_state(state["data"] if state else loader.state(0))
     if state is not None:

@@ -30,6 +30,7 @@ from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.proxy_data import choose_domains, proxy_loader, sequences_read
 from doge_ds.reweight.diagnostics import Diagnostics
 from doge_ds.reweight.doge import DomainWeights, Proposal
+from doge_ds.training.agreement import raise_everywhere
 from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients, StepSummary, UpdateSummary
@@ -173,6 +174,7 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     proxy = Proxy(engine, gradients, selection, weights, diagnostics, health, checkpoints)
+    raise_everywhere(directory.lock() if is_speaker else None, engine.device)
     state = checkpoints.load(engine)
     job.loader.check_state(state["data"] if state else job.loader.state(0))
     if state is not None:

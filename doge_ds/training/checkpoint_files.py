@@ -6,6 +6,7 @@ RUN/checkpoints/step00000012.broken/ one that was found to be damaged; it is nev
 RUN/checkpoints/latest               the name of the newest; written last, so that it never names one that is not whole
 """
 
+import errno
 import os
 import re
 import shutil
@@ -61,12 +62,18 @@ class Checkpoint:
 
         torch's files are zip archives with a CRC-32 of every tensor, which torch itself does not look at. To read them
         once more takes about as long as to load them.
+
+        Raises:
+            RunError: the file system does not give a file: that says nothing of what is in it.
         """
-        for name in self.files[part::parts]:
+        for name in [name for name in self.files if name.endswith(".pt")][part::parts]:
             try:
                 with zipfile.ZipFile(self.folder / name) as archive:
                     damaged = archive.testzip()
-            except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+            except OSError as error:
+                problem = f"cannot be read ({error.strerror or error})"
+                raise RunError(str(self.folder / name), problem, "try again when the file system gives it") from None
+            except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
                 return f"{name} cannot be read ({error})"
             if damaged is not None:
                 return f"{name} is damaged in {damaged}"
@@ -87,6 +94,11 @@ def step_of(folder: Path) -> int | None:
 def temporary(folder: Path) -> Path:
     """Where a folder is written before it is whole."""
     return folder.with_name(folder.name + ".tmp")
+
+
+def universal(folder: Path) -> Path:
+    """Where a checkpoint stands that was converted for another number of ranks."""
+    return folder.with_name(folder.name + ".universal")
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | str:
@@ -116,20 +128,27 @@ def choose_checkpoint(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     Without `latest`, or with one that names nothing, all count. So one may go back by writing an older name into it.
 
     Raises:
-        RunError: there are checkpoints, and none is whole.
+        RunError: there are checkpoints, or were, and none is whole.
     """
     folders = [folder for folder in checkpoints.glob("step*") if step_of(folder) is not None]
+    remedy = "restore one from a copy, or name another --output"
     if not folders:
+        if broken := sorted(path.name for path in checkpoints.glob("step*.broken*")):
+            raise RunError(str(checkpoints), f"has no checkpoint that is whole: {', '.join(broken)}", remedy)
+        if (checkpoints / "latest").exists():
+            raise RunError(str(checkpoints), "has lost its checkpoints: only latest is there", remedy)
         return None, []
     named = _step_named_latest(checkpoints)
-    candidates = sorted(folder for folder in folders if named is None or (step_of(folder) or 0) <= named) or folders
     passed: list[str] = []
+    candidates = [folder for folder in folders if named is None or (step_of(folder) or 0) <= named]
+    if not candidates:
+        passed.append(f"{checkpoints / 'latest'} names step {named}, and neither it nor an older one is there")
+        candidates = folders
     for folder in sorted(candidates, reverse=True):
         found = read_checkpoint(folder)
         if isinstance(found, Checkpoint):
             return found, [f"{problem}; continues from {folder.name}" for problem in passed]
         passed.append(f"{folder} {found}")
-    remedy = "restore one from a copy, or name another --output"
     raise RunError(str(checkpoints), f"has no checkpoint that is whole: {', '.join(passed)}", remedy)
 
 
@@ -167,9 +186,12 @@ def make_whole(written: Path, ranks: int) -> None:
     """Turn step00000012.tmp, whose files are on disk, into step00000012, and name it in `latest`, in that order.
 
     Raises:
-        OSError: the file system cannot do it; the checkpoint before is still the latest.
+        OSError: the file system cannot do it, or does not show the files of all ranks; the checkpoint before is still
+            the latest.
     """
     folder = written.with_name(written.name.removesuffix(".tmp"))
+    if (there := len([*written.glob("*optim_states.pt")])) != ranks:
+        raise OSError(errno.EIO, f"has the files of {there} of {ranks} ranks", str(written))
     files = {str(path.relative_to(written)): path.stat().st_size for path in written.rglob("*") if path.is_file()}
     write_json(written / WHOLE, WholeRecord(ranks=ranks, files=files).model_dump())
     sync(written / WHOLE)
@@ -178,6 +200,7 @@ def make_whole(written: Path, ranks: int) -> None:
         aside = folder.with_name(folder.name + ".old.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
+    shutil.rmtree(universal(folder), ignore_errors=True)  # converted from what is replaced now
     written.rename(folder)
     sync(folder.parent)
     pointer = folder.parent / "latest"
@@ -199,8 +222,8 @@ def prune(checkpoints: Path, newest: Path, keep: int) -> None:
     whole = [folder for folder in folders if folder <= newest and isinstance(read_checkpoint(folder), Checkpoint)]
     for folder in folders:
         if folder not in whole[-keep:]:
-            for derived in (folder, *checkpoints.glob(f"{folder.name}.universal")):
-                shutil.rmtree(derived)
+            shutil.rmtree(universal(folder), ignore_errors=True)
+            shutil.rmtree(folder)
 
 
 def set_aside(folder: Path) -> Path:

@@ -9,7 +9,9 @@ DeepSpeed's universal checkpoint, and sums over ranks may round otherwise.
 """
 
 import shutil
+import socket
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from deepspeed.checkpoint.constants import (
 
 from doge_ds.config_sections import TrainingConfig
 from doge_ds.errors import RunError, SaveError
+from doge_ds.training.agreement import raise_everywhere
 from doge_ds.training.checkpoint_files import (
     Checkpoint,
     choose_checkpoint,
     make_whole,
     prune,
+    read_checkpoint,
     refuse_what_others_may_have_written,
     set_aside,
     step_folder,
@@ -36,6 +40,9 @@ from doge_ds.training.checkpoint_files import (
 )
 from doge_ds.training.checkpoint_writer import CheckpointWriter
 from doge_ds.training.universal import converted, forget_conversion, loads_universal
+
+# How long a rank waits for a file system to show what rank 0 sees; NFS remembers what was not there for a minute.
+SECONDS_TO_APPEAR = 90.0
 
 
 class Checkpoints:
@@ -75,38 +82,48 @@ class Checkpoints:
         writer = _writer_of(engine)
         if engine.global_rank == 0:
             shutil.rmtree(written, ignore_errors=True)  # of a save that was cut short
-        self._agree(engine, step, problem)
+        self._raise_where_failed(engine, step, problem)
         client_state = {
             "doge_ds": {"step": step, **state},
             # DeepSpeed's universal converter wants this from the first checkpoint of a ZeRO-2 run on.
             UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE},
         }
         engine.save_checkpoint(str(self.directory), tag=written.name, client_state=client_state, save_latest=False)
-        self._agree(engine, step, writer.take_error())
-        error = None
+        self._raise_where_failed(engine, step, writer.take_error())
+        failure = None
         if engine.global_rank == 0:
             try:
                 make_whole(written, torch.distributed.get_world_size())
-                prune(self.directory, folder, self._training.keep_checkpoints)
-            except OSError as problem:
-                error = f"{problem.filename or folder}: {problem.strerror}"
-        self._agree(engine, step, error)
-
-    def _agree(self, engine: deepspeed.DeepSpeedEngine, step: int, error: str | None) -> None:
-        """Raise SaveError on all ranks where one of them has an error (collective); that of the lowest rank is told."""
-        if (failed := _lowest_rank_with(error is not None, engine)) is None:
-            return
-        messages = [error]
-        torch.distributed.broadcast_object_list(messages, src=failed)
+            except OSError as error:
+                failure = f"{error.filename or folder}: {error.strerror}"
+        self._raise_where_failed(engine, step, failure)
         if engine.global_rank == 0:
-            shutil.rmtree(temporary(step_folder(self.directory, step)), ignore_errors=True)
-        deepspeed.comm.barrier()
-        problem = f"the checkpoint of step {step} could not be written ({messages[0]})"
-        raise SaveError(str(self.directory), problem, f"make room or mend it; {self.describe()}")
+            try:
+                prune(self.directory, folder, self._training.keep_checkpoints)
+            except OSError as error:
+                text = f"warning: an old checkpoint could not be deleted ({error.filename}: {error.strerror})"
+                print(text, file=sys.stderr, flush=True)
+
+    def _raise_where_failed(self, engine: deepspeed.DeepSpeedEngine, step: int, failure: str | None) -> None:
+        """Raise SaveError on all ranks where one of them has a failure (collective); that of the lowest is told."""
+        error = None
+        if failure is not None:
+            problem = f"the checkpoint of step {step} could not be written ({failure})"
+            error = SaveError(str(self.directory), problem, f"make room or mend it; {self.describe()}")
+        try:
+            raise_everywhere(error, engine.device)
+        except SaveError:
+            if engine.global_rank == 0:
+                shutil.rmtree(temporary(step_folder(self.directory, step)), ignore_errors=True)
+            deepspeed.comm.barrier()
+            raise
 
     def describe(self) -> str:
         """The last good checkpoint, in words."""
-        found, _ = choose_checkpoint(self.directory)
+        try:
+            found, _ = choose_checkpoint(self.directory)
+        except RunError:
+            return "there is no checkpoint that is whole"
         return f"the last good checkpoint is {found.folder}" if found else "there is no checkpoint before it"
 
     def load(self, engine: deepspeed.DeepSpeedEngine) -> dict[str, Any] | None:
@@ -115,26 +132,44 @@ class Checkpoints:
         A damaged one is set aside, with a line that says so, and the one before is taken.
 
         Raises:
-            RunError: there are checkpoints, but none is whole; or others may have written what stands there.
+            RunError: on all ranks: there are checkpoints, but none is whole; or others may have written what stands
+                there; or a rank does not see it.
         """
-        while True:
-            chosen, passed_over = choose_checkpoint(self.directory)
-            if engine.global_rank == 0:
-                for problem in passed_over:
-                    print(f"warning: {problem}", file=sys.stderr, flush=True)
-            if chosen is None:
-                return None
-            refuse_what_others_may_have_written(self.directory.parent, chosen.folder)
+        while (chosen := self._choose(engine)) is not None:
             if self._is_undamaged(engine, chosen):
                 return self._load(engine, chosen)
+        return None
+
+    def _choose(self, engine: deepspeed.DeepSpeedEngine) -> Checkpoint | None:
+        """Rank 0's choice (collective): on a network file system each rank may see other folders for a while."""
+        chosen, error = None, None
+        if engine.global_rank == 0:
+            try:
+                chosen, passed_over = choose_checkpoint(self.directory)
+                for problem in passed_over:
+                    print(f"warning: {problem}", file=sys.stderr, flush=True)
+            except RunError as found:
+                error = found
+        raise_everywhere(error, engine.device)
+        choice = [chosen]
+        torch.distributed.broadcast_object_list(choice, src=0, device=engine.device)
+        if (chosen := choice[0]) is not None:
+            raise_everywhere(_what_is_wrong_here(chosen), engine.device)
+        return chosen
 
     def _is_undamaged(self, engine: deepspeed.DeepSpeedEngine, chosen: Checkpoint) -> bool:
         """Whether all files have what was written (collective); each rank reads its share of them. Else set aside."""
-        damage = chosen.find_damage(engine.global_rank, torch.distributed.get_world_size())
-        failed = _lowest_rank_with(damage is not None, engine)
-        if failed is None:
+        damage, error = None, None
+        try:
+            damage = chosen.find_damage(engine.global_rank, torch.distributed.get_world_size())
+        except RunError as found:
+            error = found
+        raise_everywhere(error, engine.device)
+        is_damaged = torch.tensor([damage is not None], dtype=torch.int32, device=engine.device)
+        deepspeed.comm.all_reduce(is_damaged)
+        if not int(is_damaged):
             return True
-        if engine.global_rank == failed:
+        if damage is not None:
             print(f"warning: {chosen.folder} is not as it was written: {damage}", file=sys.stderr, flush=True)
         deepspeed.comm.barrier()
         if engine.global_rank == 0:
@@ -171,9 +206,16 @@ def _writer_of(engine: deepspeed.DeepSpeedEngine) -> CheckpointWriter:
     return writer
 
 
-def _lowest_rank_with(fact: bool, engine: deepspeed.DeepSpeedEngine) -> int | None:
-    """The lowest rank of those where the fact holds (collective); None where it holds nowhere."""
-    nobody = torch.distributed.get_world_size()
-    lowest = torch.tensor([engine.global_rank if fact else nobody], device=engine.device)
-    deepspeed.comm.all_reduce(lowest, op=deepspeed.comm.ReduceOp.MIN)
-    return None if int(lowest) == nobody else int(lowest)
+def _what_is_wrong_here(chosen: Checkpoint) -> RunError | None:
+    """Why this rank cannot read what rank 0 chose; it waits for a slow file system to show it."""
+    until = time.monotonic() + SECONDS_TO_APPEAR
+    while isinstance(found := read_checkpoint(chosen.folder), str):
+        if time.monotonic() > until:
+            where = f"{chosen.folder} on {socket.gethostname()}"
+            return RunError(where, f"{found}, while rank 0 sees all of it", "all nodes must see the run directory")
+        time.sleep(1.0)
+    try:
+        refuse_what_others_may_have_written(chosen.folder.parents[1], chosen.folder)
+    except RunError as error:
+        return error
+    return None

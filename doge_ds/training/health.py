@@ -54,15 +54,16 @@ class Health:
         """Whether the last step was: what is saved after a bad one may be as bad."""
         return not self._bad_steps
 
-    def refuse_to_go_on(self, checkpoint: str) -> None:
-        """Raises DivergedError after too many bad steps in a row, naming the last good checkpoint, given in words."""
+    def refuse_to_go_on(self, describe_checkpoint: Callable[[], str]) -> None:
+        """Raises DivergedError after too many bad steps in a row, naming the last good checkpoint."""
         if len(self._bad_steps) < self._stop_after:
             return
         first, last = self._bad_steps[0] + 1, self._bad_steps[-1] + 1
         steps = f"the last step, {last}," if first == last else f"all steps from {first} to {last}"
+        read = f"samples of the last: {self._read}"
         raise DivergedError(
             steps,
-            f"had a loss or gradient that is NaN or infinite; samples of the last: {self._read}; {checkpoint}",
+            f"had a loss or gradient that is NaN or infinite; {read}; {describe_checkpoint()}",
             "look for damaged text there, or take a lower training.learning_rate and another --output",
         )
 

@@ -33,7 +33,10 @@ class MetricsFile:
                 self.seconds = seconds
         if path.exists():
             temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(kept))
+            with temporary.open("w") as stream:
+                stream.write("".join(kept))
+                stream.flush()
+                os.fsync(stream.fileno())
             temporary.replace(path)
 
     def append(self, values: Mapping[str, Any]) -> str | None:

@@ -177,7 +177,7 @@ class Run:
             SaveError: a checkpoint could not be written, and nothing would make up for it, or
                 `training.on_failed_save` says to stop.
         """
-        health.refuse_to_go_on(checkpoints.describe())
+        health.refuse_to_go_on(checkpoints.describe)
         is_last = step + 1 == self._training.steps
         if stop or is_last or (checkpoints.is_due(step) and health.is_good):
             self._watchdog.mark(f"in the checkpoint after step {step + 1}")

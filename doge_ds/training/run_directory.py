@@ -20,10 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from doge_ds.config import RunConfig
 from doge_ds.errors import RunError
 from doge_ds.json_files import parse_json, write_json
 from doge_ds.training.monitor import MONITORS
+
+LOCK = ".lock"
+SECONDS_FOR_THE_LOCK = 120.0
 
 Resume = Literal["auto", "never"]
 
@@ -105,6 +110,23 @@ class RunDirectory:
     def is_finished(self) -> bool:
         return self.result.exists()
 
+    def lock(self) -> RunError | None:
+        """Keep other processes from writing this run until this one ends (rank 0); what is wrong, or None.
+
+        A process that has just been killed may hold it for a moment, on a network file system for a minute or two.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / LOCK)
+        try:
+            self._lock.acquire(timeout=SECONDS_FOR_THE_LOCK, poll_interval=0.2)
+        except Timeout:
+            problem = "is being written by another process"
+            remedy = f"wait for its end, or end it; `fuser {self.path / LOCK}` on its node names it"
+            return RunError(str(self.path), problem, remedy)
+        except (OSError, NotImplementedError):  # a file system without locks
+            return None
+        return None
+
     def create(self, first_step: int = 0, config: Path | None = None) -> None:
         """Make the directory with config.json and run.json, and record this start (rank 0).
 
@@ -142,7 +164,7 @@ class RunDirectory:
     def _refuse_other_runs(self, resume: Resume) -> None:
         files = [self.path / "run.json", self.path / "config.json"]
         if not all(file.is_file() for file in files):
-            if {file.name for file in self.path.iterdir()} <= {"run.json", "run.json.tmp", "config.json.tmp"}:
+            if {file.name for file in self.path.iterdir()} <= {LOCK, "run.json", "run.json.tmp", "config.json.tmp"}:
                 return  # killed while it was created: nothing is lost
             raise RunError(str(self.path), "exists and is no run of ours", "name another --output")
         if resume == "never":

@@ -14,7 +14,13 @@ import torch
 from filelock import FileLock
 
 from doge_ds.errors import RunError
-from doge_ds.training.checkpoint_files import Checkpoint, refuse_what_others_may_have_written, sync, temporary
+from doge_ds.training.checkpoint_files import (
+    Checkpoint,
+    refuse_what_others_may_have_written,
+    sync,
+    temporary,
+    universal,
+)
 
 # The converter reads one old rank's file in each process.
 WORKERS = 4
@@ -28,7 +34,7 @@ def converted(checkpoint: Checkpoint, rank: int) -> Path:
     Raises:
         RunError: on every rank, DeepSpeed's converter failed; or others may have written what is there.
     """
-    folder = _universal(checkpoint)
+    folder = universal(checkpoint.folder)
     store = torch.distributed.distributed_c10d._get_default_store()
     key = f"doge_ds/converted/{folder}"
     if rank == 0:
@@ -50,7 +56,7 @@ def converted(checkpoint: Checkpoint, rank: int) -> Path:
 
 def forget_conversion(checkpoint: Checkpoint) -> None:
     """Delete what `converted` made."""
-    shutil.rmtree(_universal(checkpoint), ignore_errors=True)
+    shutil.rmtree(universal(checkpoint.folder), ignore_errors=True)
 
 
 @contextmanager
@@ -75,10 +81,6 @@ def loads_universal(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
             state["step"] = state["step"].clone()
 
 
-def _universal(checkpoint: Checkpoint) -> Path:
-    return checkpoint.folder.with_name(f"{checkpoint.folder.name}.universal")
-
-
 def _convert(checkpoint: Checkpoint, folder: Path) -> str:
     """Make the folder, in one piece or not at all; what went wrong, or nothing."""
     with FileLock(folder.with_name("universal.lock")):
@@ -86,7 +88,8 @@ def _convert(checkpoint: Checkpoint, folder: Path) -> str:
             return ""
         ranks, here = checkpoint.ranks, torch.distributed.get_world_size()
         print(f"converts {checkpoint.folder.name} from {ranks} to {here} ranks, once", file=sys.stderr, flush=True)
-        written = temporary(folder)
+        # A converter whose rank was killed may still write into the folder of its own number.
+        written = temporary(folder.with_name(f"{folder.name}.{os.getpid()}"))
         shutil.rmtree(written, ignore_errors=True)
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
         command += ["--input_folder", str(checkpoint.folder), "--output_folder", str(written)]

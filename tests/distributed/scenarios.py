@@ -97,6 +97,19 @@ EXACT = [
     scenario("llama_untied_frozen", "all", model=LLAMA, frozen="embed_tokens", doge={"preset": "paper", "mu": 0.2}),
     alone("rows_on_the_host", ["x"], mu=0.05, gradient_store="cpu"),
 ]
+# What these options change is computed from the Gram matrix, alike on every rank: they run on 1 and 2 ranks. The others
+# run on 4 too, where a scenario takes 6 seconds on 2 cores.
+OF_THE_SCORES = (
+    "one_outside",
+    "two_outside",
+    "clip_domain_gradients",
+    "mean_gradient_norm",
+    "cosine",
+    "clip",
+    "smoothing",
+    "step_size",
+    "euclidean",
+)
 # Ours, not the paper's: against tests/reference_extensions.py.
 EXTENDED = [
     alone("subsets_all", "all", domains_per_step=2, absent_score_decay=0.5),

@@ -1,5 +1,6 @@
 """Which checkpoints are whole, which are read, which are kept: decided from files alone."""
 
+import errno
 import itertools
 import os
 import random
@@ -21,6 +22,7 @@ from doge_ds.training.checkpoint_files import (
     set_aside,
     step_folder,
     temporary,
+    universal,
 )
 
 
@@ -30,7 +32,7 @@ def write(checkpoints: Path, step: int, ranks: int = 2) -> Path:
     written = temporary(folder)
     written.mkdir(parents=True)
     for rank in range(ranks):
-        torch.save({"weight": torch.arange(1000.0) + rank}, written / f"rank{rank}.pt")
+        torch.save({"weight": torch.arange(1000.0) + rank}, written / f"{rank}_optim_states.pt")
     make_whole(written, ranks)
     return folder
 
@@ -45,10 +47,14 @@ def test_a_folder_gets_its_name_when_it_is_whole_and_latest_after_that(tmp_path:
     folder = write(tmp_path, 6)
     assert folder.name == "step00000006"
     assert (tmp_path / "latest").read_text() == folder.name
-    assert sorted(path.name for path in folder.iterdir()) == ["rank0.pt", "rank1.pt", "whole.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0_optim_states.pt",
+        "1_optim_states.pt",
+        "whole.json",
+    ]
     found = read_checkpoint(folder)
     assert isinstance(found, Checkpoint)
-    assert (found.step, found.ranks, found.files) == (6, 2, ["rank0.pt", "rank1.pt"])
+    assert (found.step, found.ranks, found.files) == (6, 2, ["0_optim_states.pt", "1_optim_states.pt"])
     assert found.find_damage() is None
 
 
@@ -108,13 +114,13 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint_and_the_next_s
 
 
 def cut_off(folder: Path) -> str:
-    os.truncate(folder / "rank1.pt", 100)
+    os.truncate(folder / "1_optim_states.pt", 100)
     return "has 100 of "
 
 
 def lose_a_file(folder: Path) -> str:
-    (folder / "rank0.pt").unlink()
-    return "lacks rank0.pt"
+    (folder / "0_optim_states.pt").unlink()
+    return "lacks 0_optim_states.pt"
 
 
 def lose_the_record(folder: Path) -> str:
@@ -128,12 +134,12 @@ def damage_the_record(folder: Path) -> str:
 
 
 def lead_out_of_the_folder(folder: Path) -> str:
-    (folder / "whole.json").write_text('{"ranks": 2, "files": {"../step00000006/rank0.pt": 5}}')
+    (folder / "whole.json").write_text('{"ranks": 2, "files": {"../step00000006/0_optim_states.pt": 5}}')
     return "has a damaged whole.json"
 
 
 def name_nothing(folder: Path) -> str:
-    (folder / "whole.json").write_text('{"ranks": 2, "files": {"rank0\\u0000.pt": 5}}')
+    (folder / "whole.json").write_text('{"ranks": 2, "files": {"0\\u0000.pt": 5}}')
     return "has a damaged whole.json"
 
 
@@ -157,7 +163,10 @@ def test_the_one_before_is_taken_with_a_line_that_says_why(tmp_path: Path, harm:
 def test_where_none_is_whole_nothing_is_started_over(tmp_path: Path) -> None:
     for step in (6, 12):
         lose_a_file(write(tmp_path, step))
-    with pytest.raises(RunError, match=r"has no checkpoint that is whole: .*12 lacks rank0.pt, .*6 lacks rank0.pt; re"):
+    with pytest.raises(
+        RunError,
+        match=r"has no checkpoint that is whole: .*12 lacks 0_optim_states.pt, .*6 lacks 0_optim_states.pt; re",
+    ):
         choose_checkpoint(tmp_path)
     assert len(list(tmp_path.glob("step*"))) == 2
 
@@ -174,15 +183,27 @@ def test_one_may_go_back_by_writing_an_older_name_into_latest(tmp_path: Path, po
     write(tmp_path, 6)
     write(tmp_path, 12)
     (tmp_path / "latest").write_bytes(pointer.encode("latin-1"))
+    assert choose_checkpoint(tmp_path)[1] == []
     assert chosen(tmp_path) == step
     (tmp_path / "latest").unlink()
     assert chosen(tmp_path) == 12
 
 
+def test_a_latest_that_is_gone_with_nothing_older_is_told(tmp_path: Path) -> None:
+    write(tmp_path, 12)
+    (tmp_path / "latest").write_text("step00000003")
+    found, passed_over = choose_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, len(passed_over)) == (12, 1)
+    assert (
+        "latest names step 3, and neither it nor an older one is there; continues from step00000012" in passed_over[0]
+    )
+
+
 def test_any_flipped_bit_of_a_tensor_is_found_and_by_the_rank_whose_part_it_is(tmp_path: Path) -> None:
     draw = random.Random(3)
     folder = write(tmp_path, 6)
-    file = folder / "rank1.pt"
+    file = folder / "1_optim_states.pt"
     good = file.read_bytes()
     values = torch.arange(1000.0).add(1).numpy().tobytes()
     start = good.index(values)
@@ -192,14 +213,50 @@ def test_any_flipped_bit_of_a_tensor_is_found_and_by_the_rank_whose_part_it_is(t
         found = read_checkpoint(folder)
         assert isinstance(found, Checkpoint)
         assert found.find_damage(0, 2) is None
-        assert "rank1.pt is damaged in " in str(found.find_damage(1, 2))
+        assert "1_optim_states.pt is damaged in " in str(found.find_damage(1, 2))
     file.write_bytes(bytes(len(good)))
-    assert "rank1.pt cannot be read (File is not a zip file)" in str(read_checkpoint(folder).find_damage())  # type: ignore[union-attr]
+    assert "1_optim_states.pt cannot be read (File is not a zip file)" in str(read_checkpoint(folder).find_damage())  # type: ignore[union-attr]
     aside = set_aside(folder)
     assert aside.name == "step00000006.broken"
-    assert chosen(tmp_path) is None
+    with pytest.raises(RunError, match=r"has no checkpoint that is whole: step00000006.broken; restore"):
+        chosen(tmp_path)  # nothing is started over
+    aside.rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="has lost its checkpoints: only latest is there"):
+        chosen(tmp_path)
+    (tmp_path / "elsewhere").rename(aside)
     shutil.copytree(aside, folder)
     assert set_aside(folder).name == "step00000006.broken1"
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_checkpoint(write(tmp_path, 6))
+    assert isinstance(found, Checkpoint)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("zipfile.ZipFile.__init__", refuse)
+    with pytest.raises(RunError, match=r"0_optim_states.pt: cannot be read \(Stale file handle\); try again when"):
+        found.find_damage()
+
+
+def test_a_save_whose_files_are_not_all_there_is_none(tmp_path: Path) -> None:
+    write(tmp_path, 6)
+    written = temporary(step_folder(tmp_path, 12))
+    written.mkdir()
+    torch.save({}, written / "0_optim_states.pt")
+    with pytest.raises(OSError, match="has the files of 1 of 2 ranks"):
+        make_whole(written, 2)
+    assert chosen(tmp_path) == 6
+
+
+def test_what_was_converted_from_a_checkpoint_goes_with_it(tmp_path: Path) -> None:
+    folder = write(tmp_path, 6)
+    universal(folder).mkdir()
+    write(tmp_path, 6)  # after a step back: other contents
+    assert not universal(folder).exists()
 
 
 def test_pruning_keeps_the_last_good_ones_and_what_is_broken_does_not_count(tmp_path: Path) -> None:
@@ -234,12 +291,12 @@ def test_the_same_step_saved_again_replaces_the_folder(tmp_path: Path) -> None:
 def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "run/checkpoints", 6)
     refuse_what_others_may_have_written(tmp_path / "run", folder)
-    os.chown(folder / "rank1.pt", 12345, -1)
-    with pytest.raises(RunError, match=r"rank1.pt: belongs to user 12345, and to load a checkpoint is to run what"):
+    os.chown(folder / "1_optim_states.pt", 12345, -1)
+    with pytest.raises(RunError, match=r"1_optim_states.pt: belongs to user 12345, and to load a checkpoint"):
         refuse_what_others_may_have_written(tmp_path / "run", folder)
 
 
-@pytest.mark.parametrize("name", ["rank1.pt", ".", "..", "../.."])
+@pytest.mark.parametrize("name", ["1_optim_states.pt", ".", "..", "../.."])
 def test_what_everybody_may_write_is_refused(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path / "run/checkpoints", 6)
     place = folder / name
@@ -248,7 +305,9 @@ def test_what_everybody_may_write_is_refused(tmp_path: Path, name: str) -> None:
         refuse_what_others_may_have_written(tmp_path / "run", folder)
 
 
-@pytest.mark.parametrize("name", ["checkpoints/step00000006/rank1.pt", "checkpoints/step00000006", "checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints/step00000006/1_optim_states.pt", "checkpoints/step00000006", "checkpoints"]
+)
 def test_a_link_is_refused(tmp_path: Path, name: str) -> None:
     folder = write(tmp_path / "run/checkpoints", 6)
     place, elsewhere = tmp_path / "run" / name, tmp_path / "elsewhere"

@@ -89,6 +89,45 @@ def test_a_damaged_newest_one_is_set_aside_and_the_one_before_continues_bit_for_
     assert scripts == []  # DeepSpeed's; `doge-ds export` is the way
 
 
+def test_where_all_are_damaged_nothing_is_started_over(engine: deepspeed.DeepSpeedEngine, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", TRAINING)
+    for step in (10, 20):
+        checkpoints.save(engine, step, {})
+        flip_a_bit(tmp_path / f"run/checkpoints/step{step:08d}")
+    with pytest.raises(RunError, match=r"no checkpoint that is whole: step00000010.broken, step00000020.broken; rest"):
+        checkpoints.load(engine)
+    assert checkpoints.describe() == "there is no checkpoint that is whole"
+
+
+def test_a_checkpoint_that_this_node_does_not_see_is_not_passed_over(
+    engine: deepspeed.DeepSpeedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where rank 0 sees a newer one than another rank: to load different ones would mix two runs."""
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", TRAINING)
+    checkpoints.save(engine, 10, {})
+    monkeypatch.setattr("doge_ds.training.checkpoints.SECONDS_TO_APPEAR", 0.0)
+    monkeypatch.setattr("doge_ds.training.checkpoints.read_checkpoint", lambda folder: "is not there")
+    with pytest.raises(RunError, match=r"step00000010 on \S+: is not there, while rank 0 sees all of it; all nodes"):
+        checkpoints.load(engine)
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_no_failed_save(
+    engine: deepspeed.DeepSpeedEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(13, "Permission denied", "step00000001")
+
+    monkeypatch.setattr("doge_ds.training.checkpoints.prune", refuse)
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", TRAINING)
+    checkpoints.save(engine, 10, {})
+    assert checkpoints.steps_done == 10
+    printed = capsys.readouterr().err
+    assert "warning: an old checkpoint could not be deleted (step00000001: Permission denied)" in printed
+
+
 def test_a_full_disk_ends_the_save_and_leaves_the_last_good_one_and_training_able_to_go_on(
     engine: deepspeed.DeepSpeedEngine, small_disk: Path
 ) -> None:

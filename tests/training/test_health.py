@@ -47,7 +47,7 @@ def test_bad_steps_in_a_row_end_the_run_and_name_samples_and_checkpoint(
     health = Health(3, has_loss_scale=False)
     for step in (0, 1):
         observe(health, step, loss, was_applied)
-        health.refuse_to_go_on("nothing")
+        health.refuse_to_go_on(lambda: "nothing")
     assert not health.is_good
     assert observe(health, 2, 3.0) == []  # a good one in between: counted anew
     assert health.is_good
@@ -56,17 +56,17 @@ def test_bad_steps_in_a_row_end_the_run_and_name_samples_and_checkpoint(
     assert told == f"the {what} of step 6 is NaN or infinite, so the step was left out; its samples: 40 to 47"
     message = "all steps from 4 to 6: had a loss .*; samples of the last: 40 to 47; the last good checkpoint is X; look"
     with pytest.raises(DivergedError, match=message) as caught:
-        health.refuse_to_go_on("the last good checkpoint is X")
+        health.refuse_to_go_on(lambda: "the last good checkpoint is X")
     assert caught.value.exit_status == 1
 
 
 def test_a_loss_scale_that_is_found_is_no_bad_step() -> None:
     health = Health(1, has_loss_scale=True)
     assert observe(health, 0, 3.0, was_applied=False) == []
-    health.refuse_to_go_on("nothing")
+    health.refuse_to_go_on(lambda: "nothing")
     observe(health, 1, float("nan"), was_applied=False)
     with pytest.raises(DivergedError, match="the last step, 2,: had a loss"):
-        health.refuse_to_go_on("nothing")
+        health.refuse_to_go_on(lambda: "nothing")
 
 
 def test_a_continued_run_says_what_an_undisturbed_one_says() -> None:

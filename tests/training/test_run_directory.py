@@ -150,3 +150,13 @@ def test_a_jobs_scripts_and_configuration_are_kept(tmp_path: Path, monkeypatch: 
     (tmp_path / "slurm/site.sh").write_text("# edited later")
     kept = {file.name: file.read_text() for file in (tmp_path / "run/submitted").iterdir()}
     assert kept == {"proxy.sh": "# proxy", "launch.sh": "# launch", "site.sh": "# site", "x.json": "{}"}
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("doge_ds.training.run_directory.SECONDS_FOR_THE_LOCK", 0.3)
+    first = look(tmp_path / "run")
+    assert first.lock() is None
+    error = look(tmp_path / "run").lock()
+    assert "run: is being written by another process; wait for its end, or end it; `fuser " in str(error)
+    first._lock.release()
+    assert look(tmp_path / "run").lock() is None

@@ -8,6 +8,7 @@ been loaded and before the first step. A kill before that leaves the run as it w
 the record's end, and changes nothing again, with the option or without.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,21 @@ def steps_done(options: RunArguments, config: BaseConfig | ProxyConfig, result: 
     if (options.output / result).exists():
         return config.training.steps
     return Checkpoints(options.output / "checkpoints", config.training).steps_done
+
+
+def another_start(changes: Iterable[int | None], first_step: int) -> RunError | None:
+    """A change is made from the step that this rank saw before any other was asked; wrong where the run goes on from
+    another one, because the checkpoint was found damaged, or a network file system showed an older one.
+
+    Args:
+        changes: steps done where mixture and batch change; None for no change.
+        first_step: steps that the loaded checkpoint has behind it.
+    """
+    for step in changes:
+        if step not in (None, first_step):
+            problem = f"would change from step {step} on, and its checkpoint is of step {first_step}"
+            return RunError("the run", problem, "start it again by the same command")
+    return None
 
 
 def sequences_of_a_step(config: BaseConfig | ProxyConfig) -> int:

@@ -1,4 +1,4 @@
-"""The command line that `train_proxy.py` and `train_base.py` share."""
+"""What command lines share: complaints, types, and all that `train_proxy.py` and `train_base.py` take."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,6 +15,27 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError("command line", message, "see --help")
+
+
+def positive(text: str) -> int:
+    """A type for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def natural(text: str) -> int:
+    """A type for argparse: 0 and up."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+# argparse names the type in its message.
+positive.__name__ = "positive whole number"
+natural.__name__ = "whole number"
 
 
 @dataclass(frozen=True)

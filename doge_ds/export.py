@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -201,8 +202,10 @@ def _choose_checkpoint(run: Path, step: int | None) -> Path:
     folder = run / "checkpoints"
     whole = [found for path in sorted(folder.glob("step*")) if isinstance(found := read_checkpoint(path), Checkpoint)]
     if step is None:
-        newest, _ = choose_checkpoint(folder)
+        newest, passed_over = choose_checkpoint(folder)
         chosen = [newest] if newest else []
+        for problem in passed_over:
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
     else:
         chosen = [checkpoint for checkpoint in whole if checkpoint.step == step]
     if not chosen:

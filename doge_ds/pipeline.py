@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from doge_ds.command_line import Parser
+from doge_ds.command_line import Parser, natural, positive
 from doge_ds.config import BaseConfig, ProxyConfig, load_config
 from doge_ds.data.reading.recipes import read_recipe
 from doge_ds.data.tokens import TokenStore
@@ -294,25 +294,6 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-# argparse names the type in its message.
-_positive.__name__ = "positive whole number"
-_natural.__name__ = "whole number"
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="slurm/pipeline.sh",
@@ -330,11 +311,11 @@ def _parser() -> Parser:
         )
     text = parser.add_argument_group("preparing the store that both configurations name")
     text.add_argument("--recipe", type=Path, metavar="RECIPE", help="as of `doge-ds prepare`")
-    text.add_argument("--prepare_tasks", type=_positive, default=8, metavar="N", help="jobs that share it (default 8)")
+    text.add_argument("--prepare_tasks", type=positive, default=8, metavar="N", help="jobs that share it (default 8)")
     measure = parser.add_argument_group("evaluation, beside held-out perplexity; as of eval/run.py")
     measure.add_argument("--suite", help="a named set of tasks")
     measure.add_argument("--tasks", nargs="+", default=[], help="tasks by name")
-    measure.add_argument("--num_fewshot", type=_natural, help="solved examples before each question")
+    measure.add_argument("--num_fewshot", type=natural, help="solved examples before each question")
     measure.add_argument("--data_root", help="folder of datasets that eval/prefetch.py has made")
     slurm = parser.add_argument_group("options of sbatch, in one word: --sbatch_proxy='--nodes=2 --gpus-per-node=4'")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help="for all stages")

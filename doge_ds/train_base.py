@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from doge_ds.batch_change import RunBatches, continued_batches, steps_done
+from doge_ds.batch_change import RunBatches, another_start, continued_batches, steps_done
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import BaseConfig, load_config
 from doge_ds.data.loader import MixtureLoader
@@ -213,11 +213,12 @@ def train(job: BaseJob, watchdog: Watchdog) -> bool:
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     raise_everywhere(directory.lock() if is_speaker else None, engine.device)
     state = checkpoints.load(engine)
-    loader.check_state(state["data"] if state else loader.state(0))
     if state is not None:
         losses.load_state_dict(state["losses"])
         health.load_state_dict(state["health"])
     first_step = state["step"] if state else 0
+    raise_everywhere(another_start([job.mixture.changed_at, job.batches.changed_at], first_step), engine.device)
+    loader.check_state(state["data"] if state else loader.state(0))
     if is_speaker:  # not before DeepSpeed has accepted its configuration, and a change its checkpoint
         directory.create(first_step, job.options.config)
     throughput = Throughput(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from doge_ds.batch_change import RunBatches, continued_batches, steps_done
+from doge_ds.batch_change import RunBatches, another_start, continued_batches, steps_done
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import ProxyConfig, config_hash, load_config
 from doge_ds.data.loader import ProxyLoader
@@ -176,11 +176,12 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     proxy = Proxy(engine, gradients, selection, weights, diagnostics, health, checkpoints)
     raise_everywhere(directory.lock() if is_speaker else None, engine.device)
     state = checkpoints.load(engine)
-    job.loader.check_state(state["data"] if state else job.loader.state(0))
     if state is not None:
         for name, part in proxy.parts().items():
             part.load_state_dict(state[name])
     first_step = state["step"] if state else 0
+    raise_everywhere(another_start([job.batches.changed_at], first_step), engine.device)
+    job.loader.check_state(state["data"] if state else job.loader.state(0))
     if is_speaker:  # not before DeepSpeed has accepted its configuration, and a change its checkpoint
         directory.create(first_step, job.options.config)
     throughput = Throughput(

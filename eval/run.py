@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from doge_ds.command_line import Parser
+from doge_ds.command_line import Parser, natural, positive
 from doge_ds.errors import DogeError, report
 from doge_ds.training.launch import run_program
 
@@ -63,17 +63,15 @@ def _parser() -> Parser:
     parser.add_argument(
         "--batch_size", type=_batch_size, default=16, help="at a time; for tasks also auto (default 16)"
     )
-    parser.add_argument(
-        "--seed", type=_natural, default=1234, help="of few-shot examples and bootstraps (default 1234)"
-    )
+    parser.add_argument("--seed", type=natural, default=1234, help="of few-shot examples and bootstraps (default 1234)")
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda:1, ...")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     text = parser.add_argument_group("held-out perplexity")
     text.add_argument("--data", help="token store with the held-out text")
     text.add_argument("--domains", nargs="+", help="only these domains of the store; by default all")
-    text.add_argument("--sequence_length", type=_positive, help="tokens of a window; by default as in training")
+    text.add_argument("--sequence_length", type=positive, help="tokens of a window; by default as in training")
     text.add_argument(
-        "--stride", type=_positive, help="new tokens a window; fewer give each more context (default: all but one)"
+        "--stride", type=positive, help="new tokens a window; fewer give each more context (default: all but one)"
     )
     text.add_argument(
         "--document_mask", action="store_true", help="a token sees nothing of the documents before its own"
@@ -82,7 +80,7 @@ def _parser() -> Parser:
     tasks.add_argument("--suite", help="a named set of tasks: doge6 (the default where there is no --data)")
     tasks.add_argument("--tasks", nargs="+", default=[], help="lm-eval tasks by name")
     tasks.add_argument(
-        "--num_fewshot", type=_natural, default=5, help="solved examples before each question (default 5)"
+        "--num_fewshot", type=natural, default=5, help="solved examples before each question (default 5)"
     )
     tasks.add_argument("--limit", type=_limit, help="only so many questions of each task, or below 1 that part of them")
     tasks.add_argument("--data_root", help="folder of datasets that eval/prefetch.py has made")
@@ -91,22 +89,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
 def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
+    return text if text == "auto" else positive(text)
 
 
 def _limit(text: str) -> float:
@@ -117,8 +101,6 @@ def _limit(text: str) -> float:
 
 
 # argparse names the type in its message.
-_positive.__name__ = "positive whole number"
-_natural.__name__ = "whole number"
 _batch_size.__name__ = "batch size"
 _limit.__name__ = "number of questions, or part of them below 1"
 

@@ -55,3 +55,14 @@ def make_store(
     }
     (path / "manifest.json").write_text(json.dumps(manifest, indent=2))
     return TokenStore(path)
+
+
+def windows_by_tokens(
+    ids: Mapping[str, np.ndarray], counts: Mapping[str, int], length: int
+) -> dict[tuple[int, ...], tuple[str, int]]:
+    """Which window of which domain these tokens are, by slicing the token ids directly."""
+    return {
+        tuple(tokens[index * length : (index + 1) * length].tolist()): (name, index)
+        for name, tokens in ids.items()
+        for index in range(counts[name])
+    }

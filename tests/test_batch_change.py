@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from doge_ds.batch_change import RunBatches, continued_batches, steps_done
+from doge_ds.batch_change import RunBatches, another_start, continued_batches, steps_done
 from doge_ds.command_line import RunArguments
 from doge_ds.config import BaseConfig, ProxyConfig
 from doge_ds.data.batches import BatchSizes, BatchStage
@@ -180,3 +180,10 @@ def test_without_a_change_nobody_looks_at_the_checkpoints(tmp_path: Path) -> Non
     options = RunArguments(Path("x.json"), [], tmp_path, "auto")
     assert steps_done(options, config(8), "hf") == 0
     assert RunBatches(BatchSizes((BatchStage(0, 8),))).facts == {}
+
+
+def test_a_change_that_was_meant_for_another_checkpoint_is_not_made() -> None:
+    assert another_start([None, None], 6) is None
+    assert another_start([6, None], 6) is None
+    error = another_start([None, 12], 6)
+    assert "would change from step 12 on, and its checkpoint is of step 6; start it again by the same" in str(error)

@@ -118,7 +118,11 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / LOCK)
         try:
-            self._lock.acquire(timeout=SECONDS_FOR_THE_LOCK, poll_interval=0.2)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                print(f"{self.path} is being written by another process: waits", file=sys.stderr, flush=True)
+                self._lock.acquire(timeout=SECONDS_FOR_THE_LOCK, poll_interval=0.2)
         except Timeout:
             problem = "is being written by another process"
             remedy = f"wait for its end, or end it; `fuser {self.path / LOCK}` on its node names it"

@@ -15,7 +15,7 @@ from doge_ds.data.loader import MixtureLoader, ProxyLoader
 from doge_ds.data.order import MixtureOrder, Segment
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import RunError
-from tests.stores import make_store
+from tests.stores import make_store, windows_by_tokens
 
 LENGTH = 8
 WINDOWS = {"books": 40, "arxiv": 13, "cc": 95, "github": 7}
@@ -102,12 +102,7 @@ def store(ids: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def where(ids: dict[str, np.ndarray]) -> dict[tuple[int, ...], Where]:
-    """Which window of which domain these tokens are, by slicing the token ids directly."""
-    return {
-        tuple(tokens[index * LENGTH : (index + 1) * LENGTH].tolist()): (name, index)
-        for name, tokens in ids.items()
-        for index in range(WINDOWS[name])
-    }
+    return windows_by_tokens(ids, WINDOWS, LENGTH)
 
 
 @exact

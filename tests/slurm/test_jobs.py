@@ -27,6 +27,9 @@ def test_a_proxy_on_two_nodes(project: Project, undisturbed: str) -> None:
     assert len(lines[0]["gram"]) == 4
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
     assert max(weights, key=weights.__getitem__) == "b"  # the target is made like b
+    kept = project.folder / undisturbed / "submitted"
+    assert sorted(file.name for file in kept.iterdir()) == ["launch.sh", "proxy.json", "proxy.sh", "site.sh"]
+    assert (kept / "site.sh").read_text() == (project.folder / "slurm/site.sh").read_text()
 
 
 def test_the_jobs_status_is_the_programs(project: Project) -> None:

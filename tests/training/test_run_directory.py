@@ -40,6 +40,10 @@ def test_an_unfinished_run_may_go_on_with_keys_that_touch_nothing_changed(tmp_pa
         ({"sequences_per_domain": 8}, "config.training.sequences_per_domain is 4 there and 8 here"),
         ({"facts": {"ranks": 2, "store": "abc", "program": "other"}}, "program is not set there and other here"),
         ({"facts": {"ranks": 2, "store": "def"}}, "store is abc there and def here"),
+        (
+            {"facts": {"ranks": 2, "store": "abc", "tokenizer_sha256": "f0"}},
+            "tokenizer_sha256 is not set there and f0 here",
+        ),
         ({"resume": "never"}, "holds a run already"),
     ],
 )
@@ -105,6 +109,13 @@ def test_monitors_may_change_and_the_rest_of_the_deepspeed_configuration_may_not
     look_with({"bf16": {"enabled": True}, "csv_monitor": {"enabled": True}, "tensorboard": {"enabled": False}})
     with pytest.raises(RunError, match=r"config\.deepspeed\.bf16.enabled is True there and False here"):
         look_with({"bf16": {"enabled": False}})
+
+
+def test_another_model_is_another_run(tmp_path: Path) -> None:
+    look(tmp_path / "run").create()
+    wider = config().model_copy(update={"model": {"model_type": "gpt2", "n_embd": 32}})
+    with pytest.raises(RunError, match=r"config\.model\.n_embd is not set there and 32 here; name another --output"):
+        RunDirectory(tmp_path / "run", wider, {"ranks": 2, "store": "abc"}, "mixture.json", "auto")
 
 
 def test_a_mixture_changes_only_where_it_is_told_to(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from benchmarks.proxy_step import Turns  # noqa: E402
 from benchmarks.simple_doge import mean_loss  # noqa: E402
 from doge_ds.config_sections import DogeConfig, ProxyTrainingConfig  # noqa: E402
 from doge_ds.json_files import read_json_object  # noqa: E402
-from doge_ds.reweight.doge import DomainWeights  # noqa: E402
+from doge_ds.reweight.doge import DogeWeights  # noqa: E402
 from doge_ds.training import domain_gradients  # noqa: E402
 from doge_ds.training.deepspeed_config import complete_deepspeed_config  # noqa: E402
 from doge_ds.training.domain_gradients import DomainGradients  # noqa: E402
@@ -88,7 +88,7 @@ class UpdateStep:
         if selected < 1:
             domain_gradients.squared_norm = self._timed("norms", squared_norm)
             self.gradients.select([(0, int(selected * sum(map(int, engine.optimizer.partition_size))))])
-        self.weights = DomainWeights(self.names, self.names, doge)
+        self.weights = DogeWeights(self.names, self.names, doge)
         self.seconds = dict.fromkeys(PARTS, 0.0)
         rows: Any = self.gradients._rows
         rows.put_train, rows.gram = self._timed("rows", rows.put_train), self._timed("gram", rows.gram)
@@ -98,7 +98,7 @@ class UpdateStep:
         for name, tokens in zip(self.names, tokens_of_step.split(1), strict=True):
             self.gradients.collect(0, name, [tokens])
         update = self.gradients.reduce(stop=False)
-        proposal = self._timed("weights", self.weights.propose)(update.gram, update.rows, 1e-4, update.squared_norms)
+        proposal = self._timed("weights", self.weights.propose)(update, 1e-4)
         self._timed("sum", self.gradients.apply)(proposal.coefficients)
         self.engine.step()
         self.weights.accept(proposal)

@@ -47,6 +47,7 @@ class RunArguments:
     output: Path
     resume: Literal["auto", "never"]
     mixture: str | None = None
+    reference: str | None = None
     change_mixture: bool = False
     change_batch: bool = False
     time_limit: float | None = None
@@ -67,6 +68,13 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
             action="store_true",
             help="where the directory holds an unfinished run on another mixture: go on with this one from its latest "
             "checkpoint on",
+        )
+    else:
+        parser.add_argument(
+            "--reference",
+            metavar="HF_DIR",
+            help='of a run with "method": "doremi": the reference model, a Hugging Face folder or a run of '
+            "train_base.py; by default doremi.reference",
         )
     parser.add_argument(
         "--change_batch",
@@ -104,6 +112,7 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
         output=found.output or Path("runs") / found.config.stem,
         resume=cast(Literal["auto", "never"], found.resume),
         mixture=found.mixture if needs_mixture else None,
+        reference=None if needs_mixture else found.reference,
         change_mixture=needs_mixture and found.change_mixture,
         change_batch=found.change_batch,
         time_limit=read_time_limit(found.time_limit),

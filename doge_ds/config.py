@@ -8,12 +8,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
-from doge_ds.config_sections import BaseTrainingConfig, DataConfig, DogeConfig, ProxyTrainingConfig, Section
+from doge_ds.config_sections import (
+    BaseTrainingConfig,
+    DataConfig,
+    DogeConfig,
+    DoremiConfig,
+    ProxyTrainingConfig,
+    Section,
+)
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.json_files import check_characters, parse_json, read_json_object
 
@@ -34,7 +41,29 @@ class ProxyConfig(RunConfig):
     """ds_configs/runs/*.json of `train_proxy.py`."""
 
     training: ProxyTrainingConfig
+    method: Literal["doge", "doremi"] = Field(
+        default="doge", description="How the weights are learned; the section of the same name says more."
+    )
     doge: DogeConfig = Field(default_factory=DogeConfig)
+    doremi: DoremiConfig = Field(default_factory=DoremiConfig)
+
+    @property
+    def options(self) -> DogeConfig | DoremiConfig:
+        """The method's own section."""
+        return self.doremi if self.method == "doremi" else self.doge
+
+    @property
+    def target(self) -> str | list[str]:
+        """Whose gradients are measured beside those of the train domains; DoReMi knows no targets."""
+        return [] if self.method == "doremi" else self.doge.target
+
+    @model_validator(mode="after")
+    def _only_the_methods_section_is_set(self) -> Self:
+        others: dict[str, Section] = {"doge": DogeConfig(), "doremi": DoremiConfig()}
+        for name, default in others.items():
+            if name != self.method and getattr(self, name) != default:
+                raise ValueError(f"method is {self.method!r}, which does not read the section {name!r}")
+        return self
 
     @model_validator(mode="after")
     def _selection_leaves_steps(self) -> Self:

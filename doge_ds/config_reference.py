@@ -63,7 +63,8 @@ def input_schema(kind: type[RunConfig]) -> dict[str, Any]:
     text = deepspeed.pop("description")
     schema["properties"]["deepspeed"] = {"anyOf": [{"type": "string"}, {"type": "object"}], "description": text}
     if "doge" in schema["properties"]:
-        schema["properties"]["doge"] = {"$ref": "#/$defs/DogeConfig"}
+        for name, section in (("doge", "DogeConfig"), ("doremi", "DoremiConfig")):
+            schema["properties"][name] = {"$ref": f"#/$defs/{section}"}
         filled = DogeConfig().model_dump(mode="json")
         for key, found in schema["$defs"]["DogeConfig"]["properties"].items():
             found["default"] = filled[key]
@@ -90,6 +91,7 @@ def reference_tables() -> dict[str, str]:
         "training.base": _table(base["$defs"][BaseTrainingConfig.__name__], _own_fields(BaseTrainingConfig)),
         "doge": _table(sections["DogeConfig"]),
         "doge.selection": _table(sections["SelectionConfig"]),
+        "doremi": _table(sections["DoremiConfig"]),
         "base": _table(base, ["mixture"]),
         "mixture": _table(base["$defs"]["MixtureStage"]),
         "presets": _presets_table(),

@@ -1,6 +1,6 @@
 """Sections of the run configuration: every key typed, ranged and explained. `config.py` puts them together."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -112,6 +112,17 @@ class SelectionConfig(Section):
         return self
 
 
+# How the rows of a step are kept, whatever the method.
+GradientStore = Annotated[
+    Literal["device", "cpu"],
+    Field(description="Where the rows of domain gradients are kept; cpu: pinned memory of the host."),
+]
+GradientDtype = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    Field(description="Precision of the rows; by default that in which DeepSpeed accumulates gradients."),
+]
+
+
 class DogeConfig(Section):
     """How the proxy learns the domain weights (arXiv 2310.15393); `reweight/doge.py` has the mathematics."""
 
@@ -152,12 +163,8 @@ class DogeConfig(Section):
     selection: SelectionConfig | None = Field(
         default=None, description='Score with some tensors only, as {"steps": 1000, "tensors": 10}; null: with all.'
     )
-    gradient_store: Literal["device", "cpu"] = Field(
-        default="device", description="Where the rows of domain gradients are kept; cpu: pinned memory of the host."
-    )
-    gradient_dtype: Literal["float32", "bfloat16"] | None = Field(
-        default=None, description="Precision of the rows; by default that in which DeepSpeed accumulates gradients."
-    )
+    gradient_store: GradientStore = "device"
+    gradient_dtype: GradientDtype = None
 
     @model_validator(mode="before")
     @classmethod
@@ -175,3 +182,17 @@ class DogeConfig(Section):
         if self.domains_per_step == 1 and self.target in ("all", "others"):
             raise ValueError(f"domains_per_step 1 leaves no pairs for target {self.target!r}, which compares domains")
         return self
+
+
+class DoremiConfig(Section):
+    """How the proxy learns the domain weights with `"method": "doremi"` (arXiv 2305.10429); `reweight/doremi.py` has
+    the mathematics."""
+
+    reference: str | None = Field(
+        default=None,
+        description="The reference model: a Hugging Face folder, or a run of train_base.py. `--reference` wins.",
+    )
+    step_size: float = Field(default=1.0, gt=0, description="Of the weights: excess losses are multiplied with it.")
+    smoothing: float = Field(default=1e-3, ge=0, lt=1, description="Share of the uniform mixture mixed in every step.")
+    gradient_store: GradientStore = "device"
+    gradient_dtype: GradientDtype = None

@@ -48,10 +48,10 @@ def schedule_of_run(run: Path, stages: int, base_steps: int | None = None) -> Sc
     if any(later <= earlier for earlier, later in itertools.pairwise([*starts, scaled[-1]])):
         raise ConfigError(f"--steps {base_steps}", f"are too few for {stages} stages", "give more, or fewer --stages")
     source = {
-        "method": "doge",
+        "method": record.config.method,
         "run": str(run),
         "step": total,
-        "target": record.config.doge.target,
+        "target": record.config.target,
         "proxy_steps": [0, *(int(steps[end]) for end in ends)],
         "config_sha256": record.config_sha256,
         "store": record.facts.store,

@@ -5,6 +5,7 @@ A pickle (pytorch_model.bin, .pt, .ckpt) runs whatever its writer put there when
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ ONLY_NUMBERS = {**NO_PROGRAMS, "use_safetensors": True}
 CONVERT = (
     "convert it where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
 )
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _INDEX = "model.safetensors.index.json"
 
@@ -30,10 +32,13 @@ def check_model_folder(where: str, folder: Path) -> None:
         where: the option or key that names it, for messages.
 
     Raises:
-        ModelError: its weights are pickles only, or its index names files outside of it.
+        ModelError: it is neither a folder nor a name as the hub has them, its weights are pickles only, or its index
+            names files outside of it.
         ConfigError: the index is no JSON.
     """
     if not os.path.isdir(folder):  # Path.is_dir raises OSError for a long name
+        if os.path.exists(folder) or not HUB_NAME.fullmatch(str(folder)):
+            raise ModelError(where, "is no folder", "give a Hugging Face folder, as a run leaves it in hf/")
         return
     index = folder / _INDEX
     if not (index.is_file() or (folder / "model.safetensors").is_file()):

@@ -140,7 +140,7 @@ def check_domains(proxy: ProxyConfig, base: BaseConfig) -> None:
         DogeError: a store cannot be read, or the base's train domains are not those that the proxy learns weights of.
     """
     learned_from, trained_on = TokenStore(proxy.data.path), TokenStore(base.data.path)
-    targets = proxy.doge.target if isinstance(proxy.doge.target, list) else []
+    targets = proxy.target if isinstance(proxy.target, list) else []
     domains = proxy.data.train_domains or [name for name in learned_from.domains if name not in targets]
     if domains:
         names = base.data.train_domains or trained_on.domains

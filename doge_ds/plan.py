@@ -191,7 +191,8 @@ def _operations(plan: "Plan") -> list[str]:
     rows = [
         ["6 N D", f"{flops.parameters:.3g}", f"N = {flops.multiplied:,} parameters that a token is multiplied with"],
         ["attention", f"{flops.attention:.3g}", f"as if every token saw all {plan.sequence_length:,} of its sequence"],
-        *([["DoGE", f"{flops.doge:.3g}", "Gram matrices and weighted sums"]] if flops.doge else []),
+        *([["gradients", f"{flops.gradients:.3g}", "Gram matrices and weighted sums"]] if flops.gradients else []),
+        *([["reference model", f"{flops.reference:.3g}", "its losses: forward passes"]] if flops.reference else []),
         ["total", f"{flops.total:.3g}", "what gradient checkpointing computes again is not in it"],
     ]
     lines = ["floating-point operations, D = all tokens that are read", *_aligned(rows, text_columns=(0, 2))]

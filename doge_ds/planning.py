@@ -18,7 +18,7 @@ from doge_ds.plan import DomainNeed, repetition_warning
 from doge_ds.training.engine import cut_into_micro_batches
 from doge_ds.training.launch import Ranks
 from doge_ds.training.memory import RankMemory, RankShape, Rows, checkpoint_bytes, rank_memory
-from doge_ds.training.model import flops_parts, parameter_count
+from doge_ds.training.model import flops_parts, flops_per_token, parameter_count
 
 Kind = Literal["proxy", "base"]
 Job = train_proxy.ProxyJob | train_base.BaseJob
@@ -36,18 +36,20 @@ class Flops:
     Attributes:
         parameters: 6 N D, with `multiplied` the N and all tokens that are read the D.
         attention: 12 L H Q T D.
-        doge: of a proxy's Gram matrices and weighted sums.
+        gradients: of a proxy's Gram matrices and weighted sums.
+        reference: of DoReMi's reference model: forward passes, a third of what training takes.
         multiplied: parameters that a token is multiplied with.
     """
 
     parameters: float
     attention: float
-    doge: float
+    gradients: float
+    reference: float
     multiplied: int
 
     @property
     def total(self) -> float:
-        return self.parameters + self.attention + self.doge
+        return self.parameters + self.attention + self.gradients + self.reference
 
 
 @dataclass(frozen=True)
@@ -231,10 +233,10 @@ def _needs(job: Job) -> Needs:
 def _shape(job: Job, ranks: int, micro_batch_size: int, micro_batches: int) -> RankShape:
     rows, accumulates = None, micro_batches > 1
     if isinstance(job, train_proxy.ProxyJob):
-        doge = job.config.doge
-        dtype = NUMBER_BYTES[doge.gradient_dtype] if doge.gradient_dtype else None
-        rows = Rows(sum(_rows_of_an_update(job)), dtype, doge.gradient_store == "cpu")
-        accumulates |= doge.update_every > 1
+        options = job.config.options
+        dtype = NUMBER_BYTES[options.gradient_dtype] if options.gradient_dtype else None
+        rows = Rows(sum(_rows_of_an_update(job)), dtype, options.gradient_store == "cpu")
+        accumulates |= job.config.doge.update_every > 1
     return RankShape(
         job.model,
         job.deepspeed_config,
@@ -244,6 +246,7 @@ def _shape(job: Job, ranks: int, micro_batch_size: int, micro_batches: int) -> R
         micro_batch_size,
         accumulates,
         rows,
+        reference=job.reference if isinstance(job, train_proxy.ProxyJob) else None,
     )
 
 
@@ -259,12 +262,17 @@ def _flops(job: Job) -> Flops | None:
     parts = flops_parts(job.model, length)
     if parts is None:
         return None
-    tokens, doge = job.loader.samples(steps) * length, 0.0
+    tokens, gradients, reference = job.loader.samples(steps) * length, 0.0, 0.0
     if isinstance(job, train_proxy.ProxyJob):
         train, others = _rows_of_an_update(job)
         updates = sum(job.loader.is_update(step) for step in range(steps))
-        doge = updates * parameter_count(job.model) * (2.0 * (train + others) ** 2 + 2.0 * train)
-    return Flops(parts[0] * tokens, parts[1] * tokens, doge, multiplied=round(parts[0] / 6))
+        gradients = updates * parameter_count(job.model) * (2.0 * (train + others) ** 2 + 2.0 * train)
+        if job.reference:
+            of_token = flops_per_token(job.reference, length)
+            if of_token is None:
+                return None
+            reference = tokens * of_token / 3
+    return Flops(parts[0] * tokens, parts[1] * tokens, gradients, reference, multiplied=round(parts[0] / 6))
 
 
 def _checkpoints(job: Job, shape: RankShape) -> CheckpointPlan:

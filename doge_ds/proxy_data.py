@@ -1,15 +1,18 @@
-"""What a proxy run reads: its domains, and the batches of one rank."""
+"""What a proxy run reads: its domains, the batches of one rank, and the reference model where the method has one."""
 
+import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from doge_ds.config import ProxyConfig
 from doge_ds.data.batches import BatchSizes
 from doge_ds.data.loader import ProxyLoader
-from doge_ds.data.tokens import TokenStore
-from doge_ds.errors import ConfigError, nearest
+from doge_ds.data.tokens import TokenStore, file_sha256
+from doge_ds.errors import ConfigError, ModelError, nearest
 
 
 def proxy_loader(
@@ -27,7 +30,7 @@ def proxy_loader(
     return ProxyLoader(
         store,
         *choose_domains(config, store),
-        mix=config.doge.target == "mix",
+        mix=config.target == "mix",
         sequences_per_domain=sizes,
         micro_batch_size=micro_batch_size,
         sequence_length=config.data.sequence_length,
@@ -46,7 +49,7 @@ def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], l
     Raises:
         ConfigError: a train or target domain that the store lacks, none to train on, or fewer than a step shall have.
     """
-    targets = config.doge.target if isinstance(config.doge.target, list) else []
+    targets = config.target if isinstance(config.target, list) else []
     train = config.data.train_domains or [name for name in store.domains if name not in targets]
     for key, names in (("doge.target", targets), ("data.train_domains", train)):
         for name in names:
@@ -61,6 +64,36 @@ def choose_domains(config: ProxyConfig, store: TokenStore) -> tuple[list[str], l
         problem = f"names the train domain {both[0]!r}, which most steps would not have (doge.domains_per_step)"
         raise ConfigError("doge.target", problem, "take it out of data.train_domains, or leave domains_per_step out")
     return train, targets
+
+
+def with_reference(config: ProxyConfig, given: str | None) -> ProxyConfig:
+    """The configuration with the reference model that `--reference` names, or else its own; of a run its export.
+
+    Raises:
+        ConfigError: a reference, and a method that has none.
+        ModelError: a run that has exported no model yet.
+    """
+    if given is not None and config.method != "doremi":
+        problem = f"belongs to method doremi, and this is {config.method}"
+        raise ConfigError(f"--reference {given}", problem, 'leave it out, or set "method": "doremi"')
+    name = given or config.doremi.reference
+    if name is not None and (Path(name) / "run.json").is_file():
+        if not (Path(name) / "hf").is_dir():
+            raise ModelError(f"--reference {name}", "is a run that has exported no model yet", "wait for its end")
+        name = str(Path(name) / "hf")
+    return config.model_copy(update={"doremi": config.doremi.model_copy(update={"reference": name})})
+
+
+def reference_facts(config: ProxyConfig) -> dict[str, Any]:
+    """What tells the reference model from another, for run.json: a hash of its files, or its name on the hub."""
+    name = config.doremi.reference
+    if config.method != "doremi" or name is None:
+        return {}
+    if not Path(name).is_dir():
+        return {"reference": name}
+    files = sorted([Path(name) / "config.json", *Path(name).glob("*.safetensors*")])
+    digest = hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode())
+    return {"reference": digest.hexdigest()}
 
 
 def sequences_read(loader: ProxyLoader, step: int, rows: Sequence[str], losses: torch.Tensor) -> str:

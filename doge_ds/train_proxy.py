@@ -4,8 +4,9 @@
     deepspeed doge_ds/train_proxy.py --config X.json --set training.steps=100 doge.mu=0.05 --output runs/short
 
 Each step takes the same number of sequences of every domain, computes one gradient per domain, and moves the domain
-weights towards the domains whose gradients point where the target's does. The mean of the weights over the run is the
-mixture, RUN/mixture.json. Started again by the same command, an unfinished run continues from its latest checkpoint;
+weights towards the domains whose gradients point where the target's does; with "method": "doremi" and --reference
+towards those whose loss is furthest above a reference model's. The mean of the weights over the run is the mixture,
+RUN/mixture.json. Started again by the same command, an unfinished run continues from its latest checkpoint;
 with another number of sequences a step it is refused, or with --change_batch goes on with that one from there on.
 
 Exit status: 0 finished, 2 the input is wrong, 75 saved and not finished (SIGTERM, SIGINT or SIGUSR1), else failed.
@@ -27,9 +28,11 @@ from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.json_files import write_json
 from doge_ds.mixture import mixture_from_weights, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
-from doge_ds.proxy_data import choose_domains, proxy_loader, sequences_read
+from doge_ds.proxy_data import choose_domains, proxy_loader, reference_facts, sequences_read, with_reference
 from doge_ds.reweight.diagnostics import Diagnostics
-from doge_ds.reweight.doge import DomainWeights, Proposal
+from doge_ds.reweight.doge import DogeWeights
+from doge_ds.reweight.domain_weights import DomainWeights, Proposal
+from doge_ds.reweight.doremi import DoremiWeights
 from doge_ds.training.agreement import raise_everywhere
 from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
@@ -39,6 +42,7 @@ from doge_ds.training.health import Health
 from doge_ds.training.launch import Ranks, finish, quieten_libraries, read_ranks, run_program, start_process_group
 from doge_ds.training.model import build_model, flops_per_token, model_config, parameter_count
 from doge_ds.training.monitor import monitor_settings
+from doge_ds.training.reference_model import load_reference, reference_config
 from doge_ds.training.run import Run
 from doge_ds.training.run_directory import RunDirectory
 from doge_ds.training.selection import TensorSelection
@@ -59,6 +63,7 @@ class ProxyJob:
     loader: ProxyLoader
     held_out: HeldOutSample
     model: Any
+    reference: Any
     deepspeed_config: dict[str, Any]
     monitors: dict[str, Any]
     directory: RunDirectory
@@ -86,7 +91,7 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
         planned: ranks of a plan, made on any machine; None for those that this process is one of.
     """
     ranks = planned or read_ranks()
-    config = load_config(ProxyConfig, options.config, options.settings)
+    config = with_reference(load_config(ProxyConfig, options.config, options.settings), options.reference)
     data, training = config.data, config.training
     store = TokenStore(data.path)
     train_domains, target_domains = choose_domains(config, store)
@@ -94,13 +99,11 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
         "sequences_per_domain", training.sequences_per_domain, training.micro_batch_size, ranks.world_size
     )
     tokenizer = store.manifest.tokenizer
-    model = model_config(
-        config.model,
-        tokenizer.vocabulary_size,
-        tokenizer.end_of_text_id,
-        data.sequence_length,
-        tokenizer_sha256=tokenizer.sha256,
-    )
+    sizes = (tokenizer.vocabulary_size, tokenizer.end_of_text_id, data.sequence_length)
+    model = model_config(config.model, *sizes, tokenizer_sha256=tokenizer.sha256)
+    reference = None
+    if config.method == "doremi":
+        reference = reference_config(config.doremi.reference, *sizes, tokenizer.sha256)
     deepspeed_config = complete_deepspeed_config(
         config.deepspeed,
         training,
@@ -115,6 +118,7 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
     held_out = held_out_sample(config, store, [*train_domains, *target_domains], micro_batch_size, ranks)
     monitors = monitor_settings(config.deepspeed, options.output)
     facts = {"program": "train_proxy", "ranks": ranks.world_size, **batches.facts, **store.facts()}
+    facts |= reference_facts(config)
     directory = RunDirectory(
         options.output, config, facts, "mixture.json", options.resume, changes_batch=batches.changed_at is not None
     )
@@ -128,6 +132,7 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
         loader,
         held_out,
         model,
+        reference,
         deepspeed_config,
         monitors,
         directory,
@@ -167,10 +172,11 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
     engine = start_engine(model, job.deepspeed_config, config.training)
     targets = len(job.loader.row_names) - len(job.train_domains)
-    gradients = DomainGradients(engine, job.train_domains, targets, config.training.seed, config.doge)
+    reference = load_reference(job.reference, str(config.doremi.reference), engine) if job.reference else None
+    gradients = DomainGradients(engine, job.train_domains, targets, config.training.seed, config.options, reference)
     selection = TensorSelection(engine, gradients, config.doge.selection)
-    weights = DomainWeights(job.train_domains, job.loader.row_names, config.doge)
-    diagnostics = Diagnostics(job.train_domains, config.doge, config.training.steps)
+    weights = first_weights(job)
+    diagnostics = Diagnostics(job.train_domains, config.options, config.training.steps)
     health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
     proxy = Proxy(engine, gradients, selection, weights, diagnostics, health, checkpoints)
@@ -191,6 +197,13 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     return proxy, run
 
 
+def first_weights(job: ProxyJob) -> DomainWeights:
+    """Uniform weights, and the method that will move them."""
+    if job.config.method == "doremi":
+        return DoremiWeights(job.train_domains, job.config.doremi)
+    return DogeWeights(job.train_domains, job.loader.row_names, job.config.doge)
+
+
 def train(job: ProxyJob, watchdog: Watchdog) -> bool:
     """The proxy loop; whether it came to its end (or was asked to stop, and saved)."""
     loader, steps = job.loader, job.config.training.steps
@@ -206,7 +219,7 @@ def train(job: ProxyJob, watchdog: Watchdog) -> bool:
             for row, micro_batches in batches:
                 gradients.collect(step, row, micro_batches)
             summary = update = gradients.reduce(stop=run.stop_requested)
-            proposal = weights.propose(update.gram, update.rows, learning_rate, update.squared_norms)
+            proposal = weights.propose(update, learning_rate)
             gradients.apply(proposal.coefficients)
         else:
             coefficients = weights.coefficients([row for row, _ in batches])
@@ -303,11 +316,11 @@ def _write_results(job: ProxyJob, proxy: Proxy) -> None:
     if job.config.doge.selection:
         write_json(job.directory.path / "selection.json", proxy.selection.facts())
     source = {
-        "method": "doge",
+        "method": job.config.method,
         "run": str(job.directory.path),
         "step": job.config.training.steps,
         "accepted_steps": weights.count,
-        "target": job.config.doge.target,
+        "target": job.config.target,
         "config_sha256": config_hash(job.config),
         **job.store.facts(),
     }

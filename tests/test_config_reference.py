@@ -83,6 +83,7 @@ def test_defaults_are_those_that_a_short_file_gets() -> None:
     resolved = ProxyConfig.model_validate(PROXY).model_dump(mode="json")
     schema = input_schema(ProxyConfig)
     sections = {"data": "DataConfig", "training": "ProxyTrainingConfig", "doge": "DogeConfig"}
+    sections["doremi"] = "DoremiConfig"
     assert set(schema["$defs"]) == {*sections.values(), "SelectionConfig"}
     for section, definition in sections.items():
         for key, found in schema["$defs"][definition]["properties"].items():

@@ -122,7 +122,7 @@ def test_operations_of_a_proxy_by_hand(store: Path, tmp_path: Path) -> None:
     assert plan.tokens == tokens
     assert plan.flops.parameters == parts[0] * tokens
     assert plan.flops.attention == parts[1] * tokens
-    assert plan.flops.doge == 20 * parameters * (2 * 4**2 + 2 * 3)
+    assert plan.flops.gradients == 20 * parameters * (2 * 4**2 + 2 * 3)
 
 
 def test_hours_come_from_the_operations(store: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_the_verb_prints_a_plan_and_json(store: Path, tmp_path: Path, capsys: py
         "proxy: ",
         "repeats from step",
         "ranks that the batch allows: 1, 2, 4",
-        "DoGE's rows",
+        "rows of domain gradients",
         "hours at 0.01",
     ):
         assert words in text

@@ -1,7 +1,6 @@
 """Models to be measured: found, checked before their weights are read, loaded whole or not at all."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from doge_ds.errors import ConfigError, ModelError, TokenizerError, first_line
 from doge_ds.model_files import NO_PROGRAMS, ONLY_NUMBERS, check_implementations, check_model_folder, loading_error
 
 LONGEST_WINDOW_BY_DEFAULT = 2048
-HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 REMEDY = "give a Hugging Face folder, as a run leaves it in hf/"
 
 
@@ -23,10 +21,7 @@ def load_config(name: str, folder: str) -> Any:
     Raises:
         ModelError: no such model.
     """
-    place = Path(folder)
-    if not os.path.isdir(place) and (os.path.exists(place) or not HUB_NAME.fullmatch(folder)):
-        raise ModelError(f"--model {name}", "is no folder", REMEDY)
-    check_model_folder(f"--model {name}", place)
+    check_model_folder(f"--model {name}", Path(folder))
 
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from doge_ds.config_sections import DogeConfig
-from doge_ds.reweight.doge import Proposal
+from doge_ds.config_sections import DogeConfig, DoremiConfig
+from doge_ds.reweight.domain_weights import Proposal
 
 # Below this effective number of domains there is no mixture left: 1.5 is one domain with 86 % of the weight (of two
 # domains) or 92 % (of seven, the others even); of more than 15 domains, nine in ten have as good as left.
@@ -47,9 +47,14 @@ _TENSORS = ("_weights", "_tenth_sums", "_tenth_counts", "_scores", "_recent_norm
 class Diagnostics:
     """Sums over the accepted updates, what they say for a logged line, and which warnings were given."""
 
-    def __init__(self, train_domains: Sequence[str], doge: DogeConfig, steps: int) -> None:
+    def __init__(self, train_domains: Sequence[str], options: DogeConfig | DoremiConfig, steps: int) -> None:
         """Args: names of the k train domains, as DomainWeights has them; its options; steps of the whole run."""
-        self._domains, self._doge, self._steps = list(train_domains), doge, steps
+        self._domains, self._options, self._steps = list(train_domains), options, steps
+        # DoReMi's scores are losses: nothing clips them, and gradients have no part in them.
+        doge = options if isinstance(options, DogeConfig) else None
+        self._clip = doge.clip if doge else None
+        self._largest_norm = doge.clip_domain_gradients if doge else None
+        self._lengths_count = doge is not None and doge.normalize != "cosine"
         k = len(self._domains)
         self._weights = torch.full((k,), 1 / k, dtype=torch.float64)
         self._tenth_sums = self._weights.new_zeros(10, k)
@@ -79,8 +84,8 @@ class Diagnostics:
     def _count_scores(self, raw: torch.Tensor) -> None:
         known = ~raw.isnan()
         self._scores += torch.stack([raw < 0, known])
-        if self._doge.clip is not None:
-            below, above = raw < self._doge.clip[0], raw > self._doge.clip[1]
+        if self._clip is not None:
+            below, above = raw < self._clip[0], raw > self._clip[1]
             self._line_clipped += torch.stack([below.sum(), above.sum(), known.sum()])
             self._all_clipped.append(bool((below | above)[known].all()))
 
@@ -88,7 +93,7 @@ class Diagnostics:
         norms = torch.zeros_like(self._weights)
         norms[present] = row_norms[: int(present.sum())]  # the rows start with the train domains that are there
         self._line_norms += torch.stack([norms, present])
-        seen = norms.clamp(max=self._doge.clip_domain_gradients or math.inf)
+        seen = norms.clamp(max=self._largest_norm or math.inf)
         self._recent_norms *= 1 - present.double() / RECENT
         self._recent_norms += torch.stack([seen, present])
 
@@ -141,7 +146,7 @@ class Diagnostics:
         left = self._list(self._weights, self._weights > 1 / k, ".3f")
         return (
             f"the weights have collapsed to {effective:.2f} effective domains of {k} ({left}); "
-            f"raise doge.mu (now {self._doge.mu:g}) or doge.smoothing (now {self._doge.smoothing:g})"
+            f"{_slower(self._options)}, or raise {_section(self._options)}.smoothing (now {self._options.smoothing:g})"
         )
 
     def _unsettled(self) -> str | None:
@@ -151,20 +156,20 @@ class Diagnostics:
         movers = self._list(move, move.abs() >= move.abs().max() / 2, "+.3f")
         return (
             "the weights have not settled: their means over the last two tenths of the run have a total variation "
-            f"distance of {distance:.3f} ({movers}); raise training.steps or doge.mu (now {self._doge.mu:g})"
+            f"distance of {distance:.3f} ({movers}); raise training.steps, or {_slower(self._options)}"
         )
 
     def _scores_all_clipped(self) -> str | None:
         updates, clipped = len(self._all_clipped), sum(self._all_clipped)
-        if self._doge.clip is None or updates < FEWEST or clipped < ALL_CLIPPED * updates:
+        if self._clip is None or updates < FEWEST or clipped < ALL_CLIPPED * updates:
             return None
         return (
             f"in {clipped} of the last {updates} updates the scores of all domains were clipped, so they say little; "
-            f"widen doge.clip (now {list(self._doge.clip)}) or change doge.normalize"
+            f"widen doge.clip (now {list(self._clip)}) or change doge.normalize"
         )
 
     def _scores_negative(self) -> str | None:
-        if self._doge.clip is None or self._doge.clip[0] < 0 or len(self._all_clipped) < FEWEST:
+        if self._clip is None or self._clip[0] < 0 or len(self._all_clipped) < FEWEST:
             return None
         negative, scored = self._scores
         share = float(negative.sum() / scored.sum())
@@ -172,14 +177,14 @@ class Diagnostics:
             return None
         shares = negative / scored.clamp(min=1)
         return (
-            f"{share:.0%} of all scores are negative and clipped to {self._doge.clip[0]:g}, so that domains look alike "
+            f"{share:.0%} of all scores are negative and clipped to {self._clip[0]:g}, so that domains look alike "
             f"({self._list(shares, shares > NEGATIVE, '.0%')}); set doge.clip=null or another doge.target"
         )
 
     def _norms_differ(self) -> str | None:
         known = self._scores[1] >= FEWEST
-        if self._doge.normalize == "cosine" or int(known.sum()) < 2:
-            return None  # cosines do not depend on lengths
+        if not self._lengths_count or int(known.sum()) < 2:
+            return None
         means = torch.where(known, self._recent_norms[0] / self._recent_norms[1], torch.nan)
         smallest, largest = int(means.nan_to_num(math.inf).argmin()), int(means.nan_to_num(-math.inf).argmax())
         if means[largest] <= NORM_RATIO * means[smallest]:
@@ -188,7 +193,7 @@ class Diagnostics:
         return (
             f"recent gradient norms differ more than {NORM_RATIO:g} times: {high} against {low}, so lengths decide the "
             'scores, not directions; set doge.normalize="cosine" or a lower doge.clip_domain_gradients '
-            f"(now {self._doge.clip_domain_gradients or 'null'})"
+            f"(now {self._largest_norm or 'null'})"
         )
 
     def _effective_domains(self) -> float:
@@ -219,6 +224,17 @@ class Diagnostics:
             setattr(self, name, torch.tensor(state[name], dtype=torch.float64))
         self._all_clipped = deque(state["all_clipped"], maxlen=RECENT)
         self._given = list(state["given"])
+
+
+def _section(options: DogeConfig | DoremiConfig) -> str:
+    return "doge" if isinstance(options, DogeConfig) else "doremi"
+
+
+def _slower(options: DogeConfig | DoremiConfig) -> str:
+    """What makes the weights move less in a step, in words."""
+    if isinstance(options, DogeConfig):
+        return f"raise doge.mu (now {options.mu:g})"
+    return f"lower doremi.step_size (now {options.step_size:g})"
 
 
 def _total_variation(move: torch.Tensor) -> float:

@@ -16,11 +16,12 @@ from typing import Any
 import deepspeed
 import torch
 
-from doge_ds.config_sections import DogeConfig
+from doge_ds.config_sections import DogeConfig, DoremiConfig
 from doge_ds.errors import ConfigError
 from doge_ds.training.gradient_rows import Columns, GradientRows, squared_norm
 from doge_ds.training.launch import seed_everything
-from doge_ds.training.model import sequence_losses
+from doge_ds.training.model import token_losses
+from doge_ds.training.reference_model import excess_losses
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,13 @@ class UpdateSummary(StepSummary):
             scale divided out.
         squared_norms: of the rows' whole gradients, [rows], likewise; None where all columns count, so that they are
             the diagonal of `gram`.
+        excess_losses: mean over each row's tokens of what its loss is above the reference model's, [rows], likewise;
+            None without a reference.
     """
 
     gram: torch.Tensor
     squared_norms: torch.Tensor | None
+    excess_losses: torch.Tensor | None
 
 
 class DomainGradients:
@@ -66,7 +70,8 @@ class DomainGradients:
         train_domains: Sequence[str],
         target_rows: int,
         seed: int,
-        doge: DogeConfig,
+        options: DogeConfig | DoremiConfig,
+        reference: torch.nn.Module | None = None,
     ) -> None:
         """Allocate the rows.
 
@@ -75,7 +80,8 @@ class DomainGradients:
             train_domains: those whose gradients make up the model's; all other rows are targets.
             target_rows: how many of these there are.
             seed: of dropout.
-            doge: how many train domains a step has, and where and how precisely rows are kept.
+            options: how many train domains a step has, and where and how precisely rows are kept.
+            reference: model whose losses those of the rows are compared with; None where the method needs none.
 
         Raises:
             ConfigError: the engine is not one that this hook understands.
@@ -86,20 +92,22 @@ class DomainGradients:
         self._train_domains = set(train_domains)
         self._seed = seed
         self._sizes = [int(size) for size in self._optimizer.partition_size]
-        dtype = (
-            getattr(torch, doge.gradient_dtype) if doge.gradient_dtype else self._optimizer.gradient_accumulation_dtype
-        )
+        self._reference = reference
+        name = options.gradient_dtype
+        dtype = getattr(torch, name) if name else self._optimizer.gradient_accumulation_dtype
+        per_step = options.domains_per_step if isinstance(options, DogeConfig) else None
         self._rows = GradientRows(
-            doge.domains_per_step or len(train_domains),
+            per_step or len(train_domains),
             target_rows,
             sum(self._sizes),
             dtype,
             torch.device(engine.device),
-            on_host=doge.gradient_store == "cpu",
+            on_host=options.gradient_store == "cpu",
         )
         self._has_selection = False
         self._names: list[str] = []
         self._losses: list[torch.Tensor] = []
+        self._excess_losses: list[torch.Tensor] = []
         self._squared_norms: list[torch.Tensor] = []
 
     def select(self, ranges: Sequence[Columns]) -> None:
@@ -129,7 +137,7 @@ class DomainGradients:
             self._squared_norms.append(squared_norm(pieces))
 
     def reduce(self, stop: bool) -> UpdateSummary:
-        """Gram matrix and losses over all ranks: the one all-reduce (collective).
+        """Gram matrix, losses and excess losses over all ranks: the one all-reduce (collective).
 
         Args:
             stop: this rank was asked to stop; travels along so that all ranks stop after the same step.
@@ -139,10 +147,19 @@ class DomainGradients:
         scale = float(self._optimizer.loss_scale) ** 2
         gram = self._rows.gram(train_rows, rows - train_rows) / scale
         squared_norms = [norm / scale for norm in self._squared_norms]
-        self._squared_norms = []
-        summary, numbers = self._all_reduce(stop, [gram.flatten(), *(norm.view(1) for norm in squared_norms)])
-        gram, squares = numbers[: rows * rows].view(rows, rows), numbers[rows * rows :] if squared_norms else None
-        return UpdateSummary(summary.rows, summary.losses, summary.stop, gram, squares)
+        excess = [loss / self._engine.world_size for loss in self._excess_losses]
+        self._squared_norms, self._excess_losses = [], []
+        parts = [gram.flatten(), *(number.view(1) for number in (*squared_norms, *excess))]
+        summary, numbers = self._all_reduce(stop, parts)
+        gram, squares, excesses = torch.split(numbers, [rows * rows, len(squared_norms), len(excess)])
+        return UpdateSummary(
+            summary.rows,
+            summary.losses,
+            summary.stop,
+            gram=gram.view(rows, rows),
+            squared_norms=squares if len(squares) else None,
+            excess_losses=excesses if len(excesses) else None,
+        )
 
     def apply(self, coefficients: torch.Tensor) -> None:
         """Write sum_j coefficients[j] g_j over the train rows into the tensors that `engine.step()` reads.
@@ -178,14 +195,20 @@ class DomainGradients:
     ) -> None:
         """Backward passes of one row, each loss times `coefficient`; the last one `ends` the accumulation."""
         engine = self._engine
-        total = torch.zeros((), dtype=torch.float64, device=engine.device)
+        total, excess = torch.zeros(2, dtype=torch.float64, device=engine.device)
         for number, tokens in enumerate(micro_batches):
             seed_everything(self._seed, step, name, number, engine.global_rank)
             engine.set_gradient_accumulation_boundary(ends and number == len(micro_batches) - 1)
-            loss = sequence_losses(engine, tokens.to(engine.device, non_blocking=True)).mean() / len(micro_batches)
+            tokens = tokens.to(engine.device, non_blocking=True)
+            losses = token_losses(engine, tokens)
+            if self._reference is not None:
+                excess += excess_losses(losses, self._reference, tokens) / len(micro_batches)
+            loss = losses.mean() / len(micro_batches)
             engine.backward(loss * coefficient)
             total += loss.detach()
         self._losses.append(total)
+        if self._reference is not None:
+            self._excess_losses.append(excess)
 
     def _all_reduce(self, stop: bool, numbers: Sequence[torch.Tensor]) -> tuple[StepSummary, torch.Tensor]:
         """Losses and `stop` of the step, and further numbers, summed over ranks in one collective."""

@@ -26,7 +26,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM
 
 from doge_ds.config_sections import TrainingConfig
-from doge_ds.training.model import BUILD_ERRORS, checkpoint_gradients, sequence_losses
+from doge_ds.training.model import BUILD_ERRORS, checkpoint_gradients, parameter_count, token_losses
+from doge_ds.training.reference_model import excess_losses
 
 FP32, FP64 = 4, 8  # bytes
 ADAM_MOMENTS = 2
@@ -34,7 +35,7 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class Rows:
-    """DoGE's rows of gradients: how many, bytes of a number (None: as gradients are accumulated), kept on the host?"""
+    """A proxy's gradients: how many rows, bytes of a number (None: as gradients are accumulated), kept on the host?"""
 
     count: int
     number_bytes: int | None
@@ -53,6 +54,7 @@ class RankShape:
         micro_batch_size: sequences of one forward pass.
         accumulates: whether a gradient is the sum of several backward passes.
         rows: of a proxy.
+        reference: transformers' configuration of DoReMi's reference model.
     """
 
     model: Any
@@ -63,6 +65,7 @@ class RankShape:
     micro_batch_size: int
     accumulates: bool
     rows: Rows | None = None
+    reference: Any = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,10 @@ def rank_memory(shape: RankShape) -> RankMemory:
     items = (_zero2 if zero.stage == 2 else _zero3)(shape, sizes, zero, torch_adam, is_cpu)
     if shape.rows:
         size = shape.rows.count * (shape.rows.number_bytes or sizes.gradient) * sizes.shard
-        items.append(MemoryItem("DoGE's rows", "host" if shape.rows.on_host else "device", size, size))
+        items.append(MemoryItem("rows of domain gradients", "host" if shape.rows.on_host else "device", size, size))
+    if shape.reference is not None:
+        size = sizes.weight * parameter_count(shape.reference)
+        items.append(MemoryItem("reference model", "device", size, size))
     activations = activation_bytes(shape, sizes.weight)
     # On the host the C library keeps what was freed in pieces below 32 MB.
     kept = activations if is_cpu else 0
@@ -166,14 +172,20 @@ def activation_bytes(shape: RankShape, weight_bytes: int) -> int | None:
             if shape.training.gradient_checkpointing:
                 checkpoint_gradients(model)
             tokens = torch.zeros(shape.micro_batch_size, shape.sequence_length, dtype=torch.int64)
+            reference = None
+            if shape.reference is not None:
+                reference = AutoModelForCausalLM.from_config(shape.reference, dtype=dtype).eval()
             tracker = MemTracker()
-            tracker.track_external(model)
+            tracker.track_external(*filter(None, [model, reference]))
             resting = _largest_total(tracker, "current")
             for parameter in model.parameters():
                 # DeepSpeed moves a gradient into its bucket as soon as it is there.
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
             with tracker:
-                sequence_losses(model, tokens).mean().backward()  # type: ignore[no-untyped-call]
+                losses = token_losses(model, tokens)
+                if reference is not None:
+                    excess_losses(losses, reference, tokens)
+                losses.mean().backward()  # type: ignore[no-untyped-call]
             return _largest_total(tracker, "peak") - resting
     except (NotImplementedError, *BUILD_ERRORS):
         return None

@@ -92,7 +92,7 @@ def _pretrained_config(name: Any, settings: Mapping[str, Any]) -> Any:
         raise ConfigError("model.pretrained", f"{name!r} is no model's name", remedy)
     if "model_type" in settings:
         raise ConfigError("model.model_type", "comes from model.pretrained", "delete one of the two")
-    check_model_folder("model.pretrained", Path(name))
+    check_model_folder(f"model.pretrained {name!r}", Path(name))
     try:
         found = AutoConfig.from_pretrained(name, **NO_PROGRAMS)
     except (OSError, *BUILD_ERRORS) as error:
@@ -230,25 +230,29 @@ def build_model(
     if pretrained is None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     else:
-        model = _load_pretrained(config, pretrained)
+        model = load_pretrained(config, pretrained)
     del alive
     if training.gradient_checkpointing:
         checkpoint_gradients(model)
     return model.train()  # from_pretrained gives it for evaluation
 
 
-def _load_pretrained(config: Any, name: str) -> Any:
-    """The weights of a Hugging Face model, in fp32, all of them or an error."""
+def load_pretrained(config: Any, name: str, where: str = "model.pretrained") -> Any:
+    """The weights of a Hugging Face model, in fp32, all of them or an error.
+
+    Raises:
+        ModelError: it lacks tensors of the model, or cannot be read; `where` is the key or option that names it.
+    """
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **ONLY_NUMBERS
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise loading_error("model.pretrained", repr(name), error, "export it again, or take another") from None
+        raise loading_error(where, repr(name), error, "export it again, or take another") from None
     # transformers fills what the files lack with random numbers and goes on.
     if lost := sorted(found["missing_keys"]):
         problem = f"{name!r} lacks {len(lost)} of the model's tensors: {lost[0]} is the first"
-        raise ModelError("model.pretrained", problem, "export it again, or take another")
+        raise ModelError(where, problem, "export it again, or take another")
     return model
 
 
@@ -266,8 +270,18 @@ def checkpoint_gradients(model: Any) -> None:
 def sequence_losses(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Mean loss of each sequence on its last `sequence_length - 1` tokens, [batch, sequence_length] -> [batch], fp32.
 
-    The last token is not fed: its prediction would have no label. All sequences have the same length, so the mean of
-    these means is the mean over tokens.
+    All sequences have the same length, so the mean of these means is the mean over tokens.
+
+    Raises:
+        ConfigError: as `token_losses` does.
+    """
+    return token_losses(model, tokens).mean(dim=1)
+
+
+def token_losses(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Loss of every token but each sequence's first, [batch, sequence_length] -> [batch, sequence_length - 1], fp32.
+
+    The last token is not fed: its prediction would have no label.
 
     Raises:
         ConfigError: the model shall be compiled, which is tried here first, and cannot be on this machine.
@@ -278,4 +292,4 @@ def sequence_losses(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tenso
         reason = str(error).partition("\n")[0]
         raise ConfigError("training.compile", f"cannot be used here ({reason})", "turn it off") from None
     losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return losses.view(len(tokens), -1).mean(dim=1)
+    return losses.view(len(tokens), -1)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from doge_ds.config import RunConfig
 from doge_ds.errors import RunError
@@ -50,6 +51,7 @@ FREE_KEYS = (
     "config.training.peak_tflops",
     "config.training.export_dtype",
     "config.mixture",  # what is trained on stands in run.json
+    "config.doremi.reference",  # and so does what tells the reference model from another
     "mixture_from",
     "ranks",  # a checkpoint is converted for another number of them
     *(f"config.deepspeed.{name}" for name in MONITORS),
@@ -89,6 +91,7 @@ class RunDirectory:
                 "never".
         """
         self.path = path
+        self._kind = type(config)
         self._config = config.model_dump(mode="json")
         self._facts = json.loads(json.dumps(facts))
         self.result = path / result
@@ -165,6 +168,13 @@ class RunDirectory:
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
 
+    def _as_read_today(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A run that an older version began goes on: keys that it did not know have their defaults."""
+        try:
+            return self._kind.model_validate(config).model_dump(mode="json")
+        except ValidationError:
+            return config
+
     def _refuse_other_runs(self, resume: Resume) -> None:
         files = [self.path / "run.json", self.path / "config.json"]
         if not all(file.is_file() for file in files):
@@ -177,7 +187,7 @@ class RunDirectory:
             facts, config = (parse_json(file.read_bytes()) for file in files)
             if batches := facts.get("batches"):  # config.json is written after it
                 _set_batch(config, batches[-1]["sequences"])
-            there = _flatten({**facts, "config": config})
+            there = _flatten({**facts, "config": self._as_read_today(config)})
         except (ValueError, TypeError, LookupError, AttributeError):
             raise RunError(f"{self.path}: run.json or config.json", "is damaged", "name another --output") from None
         here = _flatten({**self._facts, "config": self._config})

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from doge_ds.config_sections import DogeConfig, ProxyTrainingConfig
-from doge_ds.reweight.doge import DomainWeights
+from doge_ds.reweight.doge import DogeWeights
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients
 from doge_ds.training.engine import cut_into_micro_batches, start_engine
@@ -55,13 +55,13 @@ class Steps:
         rows, train_rows = self.scenario["rows"], self.scenario["train_rows"]
         doge, engine = DogeConfig.model_validate(self.scenario["doge"]), self.engine(1)
         gradients = DomainGradients(engine, rows[:train_rows], len(rows) - train_rows, 0, doge)
-        weights = DomainWeights(rows[:train_rows], rows, doge)
+        weights = DogeWeights(rows[:train_rows], rows, doge)
 
         def update() -> None:
             for name, micro_batches in self.batches:
                 gradients.collect(0, name, micro_batches)
             summary = gradients.reduce(stop=False)
-            proposal = weights.propose(summary.gram, summary.rows, 0.01, summary.squared_norms)
+            proposal = weights.propose(summary, 0.01)
             gradients.apply(proposal.coefficients)
             engine.step()
             weights.accept(proposal)

@@ -6,6 +6,7 @@ One start serves many scenarios: a start costs 15 s, a scenario one or two.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from doge_ds.config_sections import DogeConfig, ProxyTrainingConfig
+from doge_ds.config_sections import DogeConfig, DoremiConfig, ProxyTrainingConfig
 from doge_ds.evaluation.held_out_sample import HeldOutSample
-from doge_ds.reweight.doge import DomainWeights
+from doge_ds.reweight.doge import DogeWeights
+from doge_ds.reweight.domain_weights import DomainWeights
+from doge_ds.reweight.doremi import DoremiWeights
 from doge_ds.training.checkpoints import Checkpoints
 from doge_ds.training.deepspeed_config import complete_deepspeed_config
 from doge_ds.training.domain_gradients import DomainGradients
@@ -46,10 +49,34 @@ def save_with_logits(engine: Any, scenario: dict, training: ProxyTrainingConfig,
         torch.save(engine(input_ids=tokens).logits, folder / f"logits{engine.global_rank}.pt")
 
 
+def reference_model(
+    scenario: dict, shape: Any, config: dict, training: ProxyTrainingConfig, folder: Path
+) -> torch.nn.Module | None:
+    """Of a scenario of DoReMi: drawn with another seed and far wider, so that some of its losses are above the proxy's
+    and some below, to the end."""
+    if "method" not in scenario:
+        return None
+    model = build_model(shape, config, training.model_copy(update={"seed": training.seed + 1}), pretrained=None)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 4
+    torch.save(model.state_dict(), folder / f"{scenario['name']}.reference{os.getpid()}.pt")
+    (folder / f"{scenario['name']}.reference{os.getpid()}.pt").replace(folder / f"{scenario['name']}.reference.pt")
+    return model.eval()
+
+
+def first_weights(scenario: dict, options: DogeConfig | DoremiConfig) -> DomainWeights:
+    rows, train_rows = scenario["rows"], scenario["train_rows"]
+    if isinstance(options, DoremiConfig):
+        return DoremiWeights(rows[:train_rows], options)
+    return DogeWeights(rows[:train_rows], rows, options)
+
+
 def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
     rows, train_rows = scenario["rows"], scenario["train_rows"]
     training = ProxyTrainingConfig.model_validate(scenario["training"])
-    doge = DogeConfig.model_validate(scenario["doge"])
+    options = (DoremiConfig if "method" in scenario else DogeConfig).model_validate(scenario["doge"])
+    chosen_tensors = options.selection if isinstance(options, DogeConfig) else None
     size, count = cut_into_micro_batches(
         "sequences_per_domain", training.sequences_per_domain, training.micro_batch_size, ranks.world_size
     )
@@ -62,19 +89,20 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
     freeze(model, scenario.get("frozen", ""))
     if ranks.rank == 0:
         torch.save(model.state_dict(), folder / f"{scenario['name']}.initial.pt")
+    reference = reference_model(scenario, shape, config, training, folder)
     engine = start_engine(model, config, training)
-    gradients = DomainGradients(engine, rows[:train_rows], len(rows) - train_rows, training.seed, doge)
-    selection = TensorSelection(engine, gradients, doge.selection)
-    weights = DomainWeights(rows[:train_rows], rows, doge)
+    gradients = DomainGradients(engine, rows[:train_rows], len(rows) - train_rows, training.seed, options, reference)
+    selection = TensorSelection(engine, gradients, chosen_tensors)
+    weights = first_weights(scenario, options)
     history: dict[str, list] = {"weights": [], "losses": [], "gram": [], "scores": [], "applied": [], "count": []}
     history["loss_scales"], history["held_out"] = [], []
     sample = held_out(scenario, size, ranks)
     for step in range(training.steps):
         if step in (5, 25):  # as a resumed run takes them over, while a selection is being measured and after it
             states = json.loads(json.dumps([weights.state_dict(), selection.state_dict()]))
-            weights = DomainWeights(rows[:train_rows], rows, doge)
+            weights = first_weights(scenario, options)
             weights.load_state_dict(states[0])
-            selection = TensorSelection(engine, gradients, doge.selection)
+            selection = TensorSelection(engine, gradients, chosen_tensors)
             selection.load_state_dict(states[1])
         history["held_out"] += [sample.measure(engine)] if step % scenario.get("evaluated_every", STEPS) == 0 else []
         chosen, is_update = rows_of(scenario, step)
@@ -87,7 +115,7 @@ def run(scenario: dict, ranks: Ranks, folder: Path) -> None:
             if step == scenario.get("poisoned_step"):
                 gradients._rows._train[-1, 0] = float("nan")
             summary = gradients.reduce(stop=False)
-            proposal = weights.propose(summary.gram, summary.rows, rate, summary.squared_norms)
+            proposal = weights.propose(summary, rate)
             gradients.apply(proposal.coefficients)
             history["gram"].append(summary.gram.tolist())
             history["scores"].append(proposal.scores.tolist())

@@ -76,6 +76,12 @@ def alone(name: str, target: object = "all", **doge: object) -> dict:
     return scenario(name, target, doge={"preset": "paper", **doge})
 
 
+def doremi(name: str, micro: int | None, **options: object) -> dict:
+    """Group DRO against a reference model, which is drawn with another seed."""
+    found = scenario(name, [], training={"micro_batch_size": micro})
+    return {**found, "method": "doremi", "doge": options}
+
+
 # Against the reference on 1, 2 and 4 ranks: every kind of target, both presets, every option by itself, every form in
 # which DeepSpeed keeps fp32 gradients.
 EXACT = [
@@ -110,6 +116,11 @@ OF_THE_SCORES = (
     "step_size",
     "euclidean",
 )
+# DoReMi, against tests/reference_doremi.py: `doge` holds its section.
+DOREMI = [
+    doremi("doremi", micro=None, step_size=0.3, smoothing=1e-3),
+    doremi("doremi_micro_batches", micro=2, step_size=1.0, smoothing=0.05, gradient_store="cpu"),
+]
 # Ours, not the paper's: against tests/reference_extensions.py.
 EXTENDED = [
     alone("subsets_all", "all", domains_per_step=2, absent_score_decay=0.5),

@@ -11,7 +11,9 @@ import torch
 from doge_ds.config_sections import DogeConfig
 from doge_ds.reweight import diagnostics as module
 from doge_ds.reweight.diagnostics import Diagnostics
-from doge_ds.reweight.doge import DomainWeights, Proposal
+from doge_ds.reweight.doge import DogeWeights
+from doge_ds.reweight.domain_weights import Proposal
+from tests.measured import Measured
 
 NAN = math.nan
 ABC = ["a", "b", "c"]
@@ -63,7 +65,7 @@ def test_collapse_onto_one_domain(k: int, well: float, collapsed: float) -> None
     assert watched([proposal(one_and_others(well, k))], domains=domains).warnings() == []
     line = only_warning(watched([proposal(one_and_others(collapsed, k))], domains=domains))
     assert f"effective domains of {k} (d0 {collapsed:.3f});" in line
-    assert "doge.mu (now 0.01) or doge.smoothing (now 0)" in line
+    assert "raise doge.mu (now 0.01), or raise doge.smoothing (now 0)" in line
 
 
 @pytest.mark.parametrize(("left", "warns"), [(3, True), (5, False)])
@@ -109,7 +111,7 @@ def test_weights_that_have_not_settled() -> None:
     line = only_warning(diagnostics, finished=True)
     moved = threshold * 1.02
     assert f"distance of {moved:.3f} (a +{moved:.3f}, c -{moved:.3f});" in line
-    assert "training.steps or doge.mu (now 0.01)" in line
+    assert "raise training.steps, or raise doge.mu (now 0.01)" in line
 
 
 def test_weights_that_moved_before_the_last_two_tenths_have_settled() -> None:
@@ -240,11 +242,12 @@ def test_norms_of_the_rows_that_a_step_has_go_to_their_domains() -> None:
     """Through the real `propose`: two of three domains a step, then the row of the mix, which is no train domain."""
     doge = DogeConfig(target="mix", preset="paper", domains_per_step=2)
     rows = [*ABC, "<mix>"]
-    weights, diagnostics = DomainWeights(ABC, rows, doge), Diagnostics(ABC, doge, 60)
+    weights, diagnostics = DogeWeights(ABC, rows, doge), Diagnostics(ABC, doge, 60)
     gradients = torch.eye(4, dtype=torch.float64) * torch.tensor([2.0, 3.0, 44.0, 100.0], dtype=torch.float64)
     for step in range(60):
         there = [row for row in range(4) if row != step % 3]
-        made = weights.propose((gradients @ gradients.T)[there][:, there], [rows[row] for row in there], 1e-6)
+        gram = (gradients @ gradients.T)[there][:, there]
+        made = weights.propose(Measured(gram, [rows[row] for row in there]), 1e-6)
         weights.accept(made)
         diagnostics.observe(step, made)
     assert diagnostics.scalars()["gradient_norm_ratio"] == pytest.approx(22.0)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doge_ds.config_sections import DogeConfig
-from doge_ds.reweight.doge import DomainWeights, clip_factors, project_onto_simplex
+from doge_ds.reweight.doge import DogeWeights, clip_factors, project_onto_simplex
 from tests import reference_doge as reference
+from tests.measured import Measured
 
 TRAIN = ["a", "b", "c"]
 TARGETS = {
@@ -46,12 +47,12 @@ def random_gradients(rows: int, steps: int, seed: int) -> list[torch.Tensor]:
 def test_thirty_steps_equal_the_reference(target_case: str, options: dict) -> None:
     target, row_names = TARGETS[target_case]
     doge = DogeConfig.model_validate({"target": target, "mu": 0.05, **options})
-    weights = DomainWeights(TRAIN, row_names, doge)
+    weights = DogeWeights(TRAIN, row_names, doge)
     expected = [1 / 3] * 3
     history = []
     for step, gradients in enumerate(random_gradients(len(row_names), 30, seed=1)):
         rate = 0.001 * (step + 1)
-        proposal = weights.propose(gradients @ gradients.T, row_names, rate)
+        proposal = weights.propose(Measured(gradients @ gradients.T, row_names), rate)
         weights.accept(proposal)
 
         rows = [reference.clipped([row], doge.clip_domain_gradients) for row in gradients]
@@ -79,17 +80,17 @@ def test_official_preset_is_clip_one_mean_norm_and_scores_from_zero_to_five() ->
 def test_self_term_leaves_with_others() -> None:
     gradients = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))  # orthogonal: nothing but self terms
     for target, expected in (("all", [1.0, 4.0, 9.0]), ("others", [0.0, 0.0, 0.0])):
-        weights = DomainWeights(TRAIN, TRAIN, DogeConfig(target=target, preset="paper"))
-        assert weights.propose(gradients @ gradients.T, TRAIN, 0.1).scores.tolist() == expected
+        weights = DogeWeights(TRAIN, TRAIN, DogeConfig(target=target, preset="paper"))
+        assert weights.propose(Measured(gradients @ gradients.T, TRAIN), 0.1).scores.tolist() == expected
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gram_matrix_that_is_not_finite_proposes_no_change_and_spoils_the_gradient(bad: float) -> None:
-    weights = DomainWeights(TRAIN, TRAIN, DogeConfig(target="all"))
+    weights = DogeWeights(TRAIN, TRAIN, DogeConfig(target="all"))
     before = weights.state_dict()
     gram = torch.eye(3, dtype=torch.float64)
     gram[0, 2] = bad
-    proposal = weights.propose(gram, TRAIN, 0.1)
+    proposal = weights.propose(Measured(gram, TRAIN), 0.1)
     assert proposal.coefficients.isnan().all()  # so that the engine skips the step as a whole
     assert proposal.weights.tolist() == list(before["weights"].values())
     assert weights.state_dict() == before
@@ -97,33 +98,33 @@ def test_a_gram_matrix_that_is_not_finite_proposes_no_change_and_spoils_the_grad
 
 def test_state_is_named_not_positional() -> None:
     doge = DogeConfig(target="all", preset="paper", mu=0.5)
-    weights = DomainWeights(TRAIN, TRAIN, doge)
+    weights = DogeWeights(TRAIN, TRAIN, doge)
     for gradients in random_gradients(3, 4, seed=2):
-        weights.accept(weights.propose(gradients @ gradients.T, TRAIN, 0.01))
-    reordered = DomainWeights(["c", "a", "b"], ["c", "a", "b"], doge)
+        weights.accept(weights.propose(Measured(gradients @ gradients.T, TRAIN), 0.01))
+    reordered = DogeWeights(["c", "a", "b"], ["c", "a", "b"], doge)
     reordered.load_state_dict(weights.state_dict())
     assert reordered.current() == weights.current()
     assert reordered.mean() == weights.mean()
     assert len(set(weights.current().values())) == 3
     with pytest.raises(ValueError, match="does not fit"):
-        DomainWeights(["a", "b", "z"], ["a", "b", "z"], doge).load_state_dict(weights.state_dict())
+        DogeWeights(["a", "b", "z"], ["a", "b", "z"], doge).load_state_dict(weights.state_dict())
 
 
 def test_a_weight_that_underflowed_can_come_back() -> None:
     doge = DogeConfig(target=["x"], preset="paper", mu=1.0, step_size=1.0)
-    weights = DomainWeights(["a", "b"], ["a", "b", "x"], doge)
+    weights = DogeWeights(["a", "b"], ["a", "b", "x"], doge)
     helps_a = torch.tensor([[1.0, 0, 2000], [0, 1, 0], [2000, 0, 1]], dtype=torch.float64)
-    weights.accept(weights.propose(helps_a, ["a", "b", "x"], 1.0))
+    weights.accept(weights.propose(Measured(helps_a, ["a", "b", "x"]), 1.0))
     assert weights.current()["b"] == 0.0
     helps_b = torch.tensor([[1.0, 0, 0], [0, 1, 2000], [0, 2000, 1]], dtype=torch.float64)
-    weights.accept(weights.propose(helps_b, ["a", "b", "x"], 1.0))
+    weights.accept(weights.propose(Measured(helps_b, ["a", "b", "x"]), 1.0))
     assert weights.current()["b"] > 0.99
 
 
 def test_zero_gradients_score_zero_and_move_nothing() -> None:
     for normalize in ("none", "mean_gradient_norm", "cosine"):
-        weights = DomainWeights(TRAIN, TRAIN, DogeConfig(target="all", preset="paper", normalize=normalize))
-        proposal = weights.propose(torch.zeros(3, 3, dtype=torch.float64), TRAIN, 0.1)
+        weights = DogeWeights(TRAIN, TRAIN, DogeConfig(target="all", preset="paper", normalize=normalize))
+        proposal = weights.propose(Measured(torch.zeros(3, 3, dtype=torch.float64), TRAIN), 0.1)
         assert proposal.scores.tolist() == [0.0, 0.0, 0.0]
         assert proposal.weights.tolist() == pytest.approx([1 / 3] * 3)
 
@@ -146,4 +147,4 @@ def test_clipped_norms_stay_below_the_limit_and_short_rows_untouched(norms: list
 
 def test_rows_must_start_with_the_train_domains() -> None:
     with pytest.raises(ValueError, match="do not start with"):
-        DomainWeights(["a", "b"], ["b", "a"], DogeConfig(target="all"))
+        DogeWeights(["a", "b"], ["b", "a"], DogeConfig(target="all"))

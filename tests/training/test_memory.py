@@ -119,7 +119,7 @@ def test_weights_that_are_used_again_soon_stay_gathered() -> None:
 def test_rows_of_a_proxy(rows: Rows, place: str, size: int) -> None:
     shard = -(-P // 2)
     found = items(rank_memory(shape(2, 2, deepspeed={**BF16, **FP32_SUMS}, rows=rows)))
-    assert found["DoGE's rows"] == (place, size * shard, size * shard)
+    assert found["rows of domain gradients"] == (place, size * shard, size * shard)
 
 
 def test_activations_hold_the_logits_and_grow_with_the_micro_batch() -> None:
@@ -156,7 +156,7 @@ def test_a_model_that_asks_for_numbers_has_no_activations(monkeypatch: pytest.Mo
     def ask(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         return torch.zeros(int(tokens.sum()))
 
-    monkeypatch.setattr("doge_ds.training.memory.sequence_losses", ask)
+    monkeypatch.setattr("doge_ds.training.memory.token_losses", ask)
     memory = rank_memory(shape(2))
     assert not memory.activations_known
     assert "activations and logits" not in items(memory)

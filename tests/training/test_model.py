@@ -172,7 +172,7 @@ def test_a_run_can_start_from_a_hugging_face_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pretrained": "{folder}/nowhere"}, "model.pretrained: '{folder}/nowhere' cannot be loaded"),
+        ({"pretrained": "{folder}/nowhere"}, "model.pretrained '{folder}/nowhere': is no folder; give a"),
         ({"pretrained": 5}, "model.pretrained: 5 is no model's name; give a Hugging Face folder"),
         ({"pretrained": None}, "model.pretrained: None is no model's name"),
         ({"pretrained": " "}, "model.pretrained: ' ' is no model's name"),

@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["doge_ds", "doge_ds.*"]),
-    package_data={"doge_ds": ["published/*.json"], "doge_ds.reporting": ["page.html", "style.css"]},
+    package_data={"doge_ds": ["published/*.json"], "doge_ds.reporting": ["*.html", "style.css"]},
     python_requires=">=3.11",
     # Ranges; constraints.txt has the versions that are tested together. torch without a local version: whichever build
     # (CUDA, ROCm, CPU) is installed already satisfies it.

@@ -18,6 +18,7 @@ VERBS = {
     "verify": ("doge_ds.data.verify", "read a token store again and name whatever is damaged"),
     "plan": ("doge_ds.plan", "say what a run reads, computes, holds and writes, before it starts"),
     "mixture": ("doge_ds.mixture_commands", "show, compare, average, change and export mixtures; schedules"),
+    "compare": ("doge_ds.compare", "run proxies, bases and evaluations of several mixtures and seeds; one report"),
     "report": ("doge_ds.report", "write one HTML page about proxy and base runs"),
     "export": ("doge_ds.export", "write a base run's checkpoint as a Hugging Face folder"),
 }

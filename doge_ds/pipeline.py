@@ -9,29 +9,29 @@ cancels those that wait for it. The two bases, one on the uniform mixture and on
 Everything that can be checked is checked before the first job is submitted. Submitted again, the chain goes on: what is
 trained continues or says that it is finished, and what is prepared or measured already is left out.
 
+    slurm/pipeline.sh --comparison my_comparison.json --output runs/mine --sbatch "--gpus-per-node=4 --cpus-per-gpu=8"
+
+does the same with all stages of a comparison (`doge-ds compare --help`): each is a job that waits for what it reads,
+and the last one writes the summary and its report.
+
 FOLDER gets proxy/, base_uniform/, base_doge/, report.html, the jobs' output in logs/, and pipeline.json: the stages,
-their job numbers and the commands that submitted them.
+their job numbers and the commands that submitted them; of a comparison the runs are in stages/.
 """
 
 import argparse
-import os
-import re
+import contextlib
 import shlex
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from doge_ds.command_line import Parser, natural, positive
 from doge_ds.config import BaseConfig, ProxyConfig, load_config
 from doge_ds.data.reading.recipes import read_recipe
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, DogeError, report
-from doge_ds.json_files import read_json_object, write_json
 from doge_ds.mixture import Mixture
+from doge_ds.slurm_stages import Stage, print_commands, refuse_while_queued, submit, submitted_before
 
 KINDS = ("prepare", "proxy", "base", "eval", "report")
 SBATCH_OPTIONS = ("--sbatch", *(f"--sbatch_{kind}" for kind in KINDS))
@@ -39,41 +39,12 @@ SBATCH_OPTIONS = ("--sbatch", *(f"--sbatch_{kind}" for kind in KINDS))
 OURS = ("--dependency", "--array", "--wrap", "--parsable", "--test-only", "--wait", "-d", "-a", "-W")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One job, or one array of jobs.
-
-    Attributes:
-        name: what tells it from the other stages.
-        command: the job script and its arguments.
-        after: names of the stages that must have succeeded.
-        options: sbatch's, as the user wants them for this stage.
-        tasks: jobs of an array, or None for a job of its own.
-        result: what is there already, so that nothing has to be submitted.
-    """
-
-    name: str
-    command: list[str]
-    after: list[str]
-    options: list[str]
-    tasks: int | None = None
-    result: Path | None = None
-
-    def sbatch(self, jobs: Mapping[str, str], logs: Path) -> list[str]:
-        """The command that submits it; `jobs`: numbers of the stages before, those that are left out missing."""
-        output = str(logs).replace("%", "%%") + ("/%x-%A_%a.out" if self.tasks else "/%x-%j.out")
-        words = ["sbatch", "--parsable", f"--job-name=doge-{self.name}", f"--output={output}", *self.options]
-        if self.tasks:
-            words.append(f"--array=0-{self.tasks - 1}")
-        if before := [jobs[name] for name in self.after if name in jobs]:
-            words += [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"]
-        return [*words, *self.command]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, then submit or print; the exit status. A user's mistake is one line."""
     try:
-        options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+        options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+        if options.comparison:
+            return _compare(options)
         folder = options.output or Path("runs") / f"{options.proxy.stem}_pipeline"
         chain = stages(options, folder)
         if options.dry_run:
@@ -83,6 +54,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             submit(chain, folder)
     except DogeError as error:
         return report(error)
+    return 0
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises ConfigError for those that cannot be understood, or name neither a chain nor a comparison."""
+    options = _parser().parse_args(_joined(arguments))
+    if options.base is None and not options.comparison:
+        raise ConfigError("command line", "names no PROXY.json and BASE.json, nor --comparison", "see --help")
+    return options
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """The stages of comparisons as jobs. Raises DogeError where they, or options that belong to a chain, are wrong."""
+    unused = ("proxy", "recipe", "set_proxy", "set_base", "suite", "tasks", "num_fewshot", "data_root")
+    for name in unused:
+        if getattr(options, name):
+            where = "PROXY.json" if name == "proxy" else f"--{name}"
+            raise ConfigError(where, "does not go with --comparison, which says it itself", "leave it out")
+    with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed logs while it is loaded, which takes seconds
+        from doge_ds.comparison_jobs import plan_comparisons, write_what_jobs_read
+        from doge_ds.training.launch import quieten_libraries
+
+    quieten_libraries()
+    folder = options.output or Path("runs/compare")
+    wanted = {kind: _sbatch_options(options, kind) for kind in KINDS}
+    plan = plan_comparisons(options.comparison, options.settings, folder, options.ranks, wanted)
+    if options.dry_run:
+        print_commands(plan.chain, folder)
+    else:
+        refuse_while_queued(folder)
+        write_what_jobs_read(plan)
+        submit(plan.chain, folder)
     return 0
 
 
@@ -111,7 +114,7 @@ def stages(options: argparse.Namespace, folder: Path) -> list[Stage]:
         command = ["slurm/eval.sh", "--model", str(base_run), "--data", base.data.path, *measure]
         result = base_run / "results.json" if _is_measured(command, base_run, folder) else None
         chain.append(Stage(f"eval-{name}", command, [f"base-{name}"], wanted["eval"], result=result))
-    write = ["slurm/report.sh", str(run), *map(str, bases.values()), "-o", str(folder / "report.html")]
+    write = ["slurm/verb.sh", "report", str(run), *map(str, bases.values()), "-o", str(folder / "report.html")]
     after = [stage.name for stage in chain if stage.name.startswith(("base", "eval"))]
     return [*chain, Stage("report", write, after, wanted["report"])]
 
@@ -147,106 +150,12 @@ def check_domains(proxy: ProxyConfig, base: BaseConfig) -> None:
         Mixture.uniform(domains).over(names, "data.train_domains of the base: the mixture that the proxy will learn")
 
 
-def print_commands(chain: Sequence[Stage], folder: Path) -> None:
-    """What would be submitted, with the stages' names for job numbers."""
-    names = {stage.name: stage.name.upper() for stage in chain if not stage.result}
-    for stage in chain:
-        print(f"# {stage.name}: already there, {stage.result}" if stage.result else _shown(stage, names, folder))
-
-
-def _shown(stage: Stage, names: Mapping[str, str], folder: Path) -> str:
-    return shlex.join(stage.sbatch(names, folder / "logs"))
-
-
-def submit(chain: Sequence[Stage], folder: Path) -> dict[str, str]:
-    """Submit one stage after the other, print each, and write FOLDER/pipeline.json; numbers of the jobs by stage.
-
-    Raises:
-        ConfigError: the folder cannot be made, there is no sbatch, or it refused a stage; those before are cancelled.
-    """
-    try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output {folder}", f"cannot be made ({error.strerror})", "name another folder") from None
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"--output {folder}", "cannot be written", "name another folder, or ask for the right to")
-    jobs: dict[str, str] = {}
-    record: list[dict[str, Any]] = []
-    for stage in chain:
-        command = None if stage.result else stage.sbatch(jobs, folder / "logs")
-        if command:
-            done = _run(command)
-            if done.returncode != 0:
-                raise ConfigError(f"stage {stage.name}", _refusal(done), _cancel(jobs))
-            jobs[stage.name] = done.stdout.strip().split(";")[0]  # NUMBER or NUMBER;CLUSTER
-        print(f"{stage.name:<13} {_said(stage, jobs)}", flush=True)
-        record.append({"stage": stage.name, "job": jobs.get(stage.name), "sbatch": command, "runs": stage.command})
-        # After each: this process may be interrupted too, and the jobs are there.
-        submitted = datetime.now(UTC).isoformat("T", "seconds")
-        write_json(folder / "pipeline.json", {"submitted": submitted, "stages": record})
-    print(f"to cancel all of it: scancel {' '.join(jobs.values())}")
-    return jobs
-
-
-def _said(stage: Stage, jobs: Mapping[str, str]) -> str:
-    if stage.result:
-        return f"already there, {stage.result}"
-    before = ", ".join(jobs[name] for name in stage.after if name in jobs)
-    tasks = f" of {stage.tasks} tasks" if stage.tasks else ""
-    return f"job {jobs[stage.name]}{tasks}{', after ' if before else ''}{before}"
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise ConfigError(command[0], "is not there", "submit where Slurm's programs are, on a login node") from None
-
-
-def _refusal(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [re.sub(r"^sbatch: (error|fatal): ", "", line) for line in done.stderr.strip().splitlines()]
-    return f"sbatch refused it ({'; '.join(lines[-2:]) or f'status {done.returncode}'})"
-
-
-def _cancel(jobs: Mapping[str, str]) -> str:
-    """Cancel the jobs; what to tell the user."""
-    if not jobs:
-        return "nothing was submitted; mend it and submit again"
-    numbers = [*jobs.values()]
-    if _run(["scancel", *numbers]).returncode != 0:
-        return f"the stages before it wait in the queue: scancel {' '.join(numbers)}"
-    return f"the stages before it ({', '.join(f'{name} {job}' for name, job in jobs.items())}) were cancelled"
-
-
-def _submitted(folder: Path) -> list[dict[str, Any]]:
-    """The stages of the submission before, if there was one."""
-    if not (folder / "pipeline.json").exists():
-        return []
-    found = read_json_object(folder / "pipeline.json").get("stages")
-    if isinstance(found, list) and all(isinstance(stage, dict) for stage in found):
-        return found
-    raise ConfigError(str(folder / "pipeline.json"), "is none of ours", "name another --output, or remove it")
-
-
-def refuse_while_queued(folder: Path) -> None:
-    """Two jobs must not write the same run. Raises ConfigError while jobs of the submission before are there."""
-    before = {str(stage.get("job")) for stage in _submitted(folder)}
-    if not before:
-        return
-    done = _run(["squeue", "--noheader", "--me", "--format=%F"])  # of an array's jobs the array's number
-    if done.returncode != 0:
-        raise ConfigError("squeue", f"fails ({done.stderr.strip()})", "try again when Slurm answers")
-    if there := sorted(before & set(done.stdout.split()), key=int):
-        remedy = f"wait for them, or: scancel {' '.join(there)}"
-        raise ConfigError(str(folder), f"jobs of the submission before are still there ({', '.join(there)})", remedy)
-
-
 def _is_measured(command: list[str], run: Path, folder: Path) -> bool:
     """Whether results are there, of this model, and were asked for by the same command."""
     results, model = run / "results.json", run / "hf/config.json"
     if not (results.exists() and model.exists() and results.stat().st_mtime >= model.stat().st_mtime):
         return False
-    return any(before.get("runs") == command for before in _submitted(folder))
+    return any(before.get("runs") == command for before in submitted_before(folder))
 
 
 def _sbatch_options(options: argparse.Namespace, kind: str) -> list[str]:
@@ -301,14 +210,35 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("proxy", type=Path, metavar="PROXY.json", help="the proxy's run configuration")
-    parser.add_argument("base", type=Path, metavar="BASE.json", help="that of both bases")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="by default runs/<name of PROXY>_pipeline")
+    parser.add_argument("proxy", type=Path, metavar="PROXY.json", nargs="?", help="the proxy's run configuration")
+    parser.add_argument("base", type=Path, metavar="BASE.json", nargs="?", help="that of both bases")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="by default runs/<name of PROXY>_pipeline, of a comparison runs/compare",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the commands, with names for job numbers")
     for name in ("proxy", "base"):
         parser.add_argument(
             f"--set_{name}", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=f"--set, of the {name}"
         )
+    compare = parser.add_argument_group("a comparison instead of PROXY.json and BASE.json")
+    compare.add_argument(
+        "--comparison", type=Path, nargs="+", metavar="FILE", help="what `doge-ds compare --config` takes"
+    )
+    compare.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the comparisons, as of `doge-ds compare`",
+    )
+    compare.add_argument(
+        "--ranks", type=positive, default=1, metavar="N", help="of a job, for the micro-batches of DoReMi's references"
+    )
     text = parser.add_argument_group("preparing the store that both configurations name")
     text.add_argument("--recipe", type=Path, metavar="RECIPE", help="as of `doge-ds prepare`")
     text.add_argument("--prepare_tasks", type=positive, default=8, metavar="N", help="jobs that share it (default 8)")

@@ -27,7 +27,7 @@ SLURM_OPTIONS = {
     *("--requeue", "--signal", "--time", "--full", "--batch"),
 }
 OTHER_OPTIONS = {"--index-url", "--logdir", "--help", "--version", "--long", "--local_rank"}
-SECTIONS = ("data", "training", "doge")
+SECTIONS = ("data", "training", "doge", "doremi")
 KEYS = {
     f"{section}.{key}"
     for kind in (ProxyConfig, BaseConfig)
@@ -87,7 +87,7 @@ def check_command(words: Sequence[str]) -> bool:
         parse_verb(words[1], words[2:])
         return True
     if words[0] == "slurm/pipeline.sh":
-        pipeline._parser().parse_args(pipeline._joined(words[1:]))
+        pipeline.read_arguments(words[1:])
         return True
     place = next((place for place, word in enumerate(words) if place and (word in PROGRAMS or word in SCRIPTS)), None)
     if place is None:
@@ -204,7 +204,7 @@ def test_configuration_keys_exist(path: Path) -> None:
 
 
 # A module, and an example of a message.
-NO_KEYS = {"doge.py", "training.learning_rat"}
+NO_KEYS = {"doge.py", "doremi.py", "training.learning_rat"}
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,7 @@ def all_options() -> set[str]:
     capture.setattr("argparse.ArgumentParser.print_help", lambda parser, *_: helps.append(parser.format_help()))
     asked: list[Callable[[], object]] = [
         lambda: parse_run("train_base", ["--help"]),
+        lambda: parse_run("train_proxy", ["--help"]),
         lambda: parse_eval("eval/run.py", ["--help"]),
         lambda: pipeline._parser().parse_args(["--help"]),
         lambda: runner.parse_args(["--help"]),
@@ -252,7 +253,7 @@ def test_the_rooms_in_the_architecture_are_those_on_disk() -> None:
         ("deepspeed doge_ds/train_proxy.py --config c --mixture uniform", "unrecognized arguments: --mixture"),
         ("x=$(sbatch --nodes=2 slurm/base.sh c --mixtures uniform)", "unrecognized arguments: --mixtures uniform"),
         ("python eval/run.py --data d", "required: --model"),
-        ("slurm/pipeline.sh p.json --sbatch --nodes=2", "required: BASE.json"),
+        ("slurm/pipeline.sh p.json --sbatch --nodes=2", "names no PROXY.json and BASE.json"),
         ("python eval/prefetch.py --suite doge6", "required: --to"),
     ],
 )

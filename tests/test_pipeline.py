@@ -73,10 +73,8 @@ def test_two_bases_train_side_by_side_and_each_stage_waits_for_what_it_reads(
         "eval-doge": ["BASE-DOGE"],
         "report": ["BASE-UNIFORM:BASE-DOGE:EVAL-UNIFORM:EVAL-DOGE"],
     }
-    scripts = {
-        name: command[command.index(f"slurm/{name.split('-')[0]}.sh") :]
-        for name, command in zip(waits, commands, strict=True)
-    }
+    first = {name: f"slurm/{name.split('-')[0]}.sh" for name in waits} | {"report": "slurm/verb.sh"}
+    scripts = {name: command[command.index(first[name]) :] for name, command in zip(waits, commands, strict=True)}
     assert scripts["proxy"] == ["slurm/proxy.sh", "proxy.json", "--output", "chain/proxy"]
     for name, mixture in (("uniform", "uniform"), ("doge", "chain/proxy/mixture.json")):
         train = ["slurm/base.sh", "base.json", "--mixture", mixture, "--output", f"chain/base_{name}"]
@@ -84,7 +82,7 @@ def test_two_bases_train_side_by_side_and_each_stage_waits_for_what_it_reads(
         measure = ["slurm/eval.sh", "--model", f"chain/base_{name}", "--data", str(made / "store")]
         assert scripts[f"eval-{name}"] == measure
     runs = [f"chain/{name}" for name in ("proxy", "base_uniform", "base_doge")]
-    assert scripts["report"] == ["slurm/report.sh", *runs, "-o", "chain/report.html"]
+    assert scripts["report"] == ["slurm/verb.sh", "report", *runs, "-o", "chain/report.html"]
     assert not Path("chain").exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-JOB_SCRIPTS = ("proxy", "base", "eval", "prepare", "report")
+JOB_SCRIPTS = ("proxy", "base", "eval", "prepare", "verb")
 
 
 def run_copy(
@@ -75,7 +75,7 @@ def test_submitted_from_another_folder(name: str, tmp_path: Path) -> None:
         ("proxy", ["y.json"], "y.json: is no file in {project}; give the path"),
         ("eval", [], "slurm/eval.sh: no options are given; sbatch slurm/eval.sh --model MODEL --data STORE"),
         ("prepare", [], "slurm/prepare.sh: no input is given; sbatch slurm/prepare.sh RECIPE.json --output STORE"),
-        ("report", [], "slurm/report.sh: no runs are given; sbatch slurm/report.sh RUN [...] -o FILE"),
+        ("verb", [], "slurm/verb.sh: no verb is given; sbatch slurm/verb.sh VERB [options]; doge-ds --help names"),
     ],
 )
 def test_arguments(name: str, arguments: list[str], message: str, project: Path, tmp_path: Path) -> None:

@@ -6,12 +6,20 @@ from dataclasses import dataclass, field
 
 # A screenful; the rows below it are folded away.
 ROWS_SHOWN = 30
+SHADES = 10
 NOTHING, MINUS = "\N{EM DASH}", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text; the length of its bar, 0 to 1; its shade, 0 to SHADES; whether the text is set strongly."""
+    """One cell.
+
+    Attributes:
+        text: what it says.
+        bar: length of its bar, 0 to 1.
+        shade: 0 to SHADES; of differences those for the worse have another colour, -1 to -SHADES.
+        strong: whether the text is set strongly.
+    """
 
     text: str
     bar: float | None = None
@@ -63,6 +71,11 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{MINUS if value < 0 else '+'}{text}" if text.strip("0.,") else text
 
 
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Both ends signed; a dash where one is missing."""
+    return NOTHING if low is None or high is None else f"{signed(low, digits)} to {signed(high, digits)}"
+
+
 def duration(seconds: float | None) -> str:
     """2 h 05 min, or 3 min 20 s, or 12.3 s."""
     if seconds is None:
@@ -73,7 +86,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def folding_table(caption: str, corner: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def folding_table(
+    caption: str, corner: str, columns: Sequence[str], rows: Sequence[Row], kind: str = "numbers"
+) -> Table:
     """A table of the first ROWS_SHOWN rows with the others folded; a few more than that are not worth folding."""
     shown = len(rows) if len(rows) <= ROWS_SHOWN + 5 else ROWS_SHOWN
-    return Table(caption, corner, columns, rows[:shown], folded=rows[shown:])
+    return Table(caption, corner, columns, rows[:shown], kind, rows[shown:])

@@ -34,19 +34,20 @@ def downloads(runs: Sequence[RunRecord], budget: int = BUDGET) -> list[Download]
         stem = run.name.replace("/", "_")
         if len(run.metrics.steps):
             text, description = _metrics(run, share)
-            found.append(_download(f"{stem}_metrics.csv", text, f"{run.name}: metrics, {description}"))
+            found.append(as_download(f"{stem}_metrics.csv", text, f"{run.name}: metrics, {description}"))
         if run.metrics.cosines is not None:
             text, description = _cosines(run, run.metrics.cosines, share)
-            found.append(_download(f"{stem}_cosines.csv", text, f"{run.name}: mean cosines, {description}"))
+            found.append(as_download(f"{stem}_cosines.csv", text, f"{run.name}: mean cosines, {description}"))
     if any(run.mixture for run in runs):
-        text = _csv([["run", "domain", "weight"], *_mixture_rows(runs)])
-        found.append(_download("mixtures.csv", text, "mixtures: learned by a proxy, or trained on by a base"))
+        text = csv_text([["run", "domain", "weight"], *_mixture_rows(runs)])
+        found.append(as_download("mixtures.csv", text, "mixtures: learned by a proxy, or trained on by a base"))
     if any(run.results and run.results.perplexity for run in runs):
-        found.append(_download("perplexities.csv", _csv(_perplexity_rows(runs)), "held-out perplexities"))
+        found.append(as_download("perplexities.csv", csv_text(_perplexity_rows(runs)), "held-out perplexities"))
     return found
 
 
-def _download(file_name: str, text: str, description: str) -> Download:
+def as_download(file_name: str, text: str, description: str) -> Download:
+    """A CSV text as one file."""
     return Download(file_name, f"data:text/csv;charset=utf-8,{urllib.parse.quote(text, safe='/,.-+_<>')}", description)
 
 
@@ -57,7 +58,7 @@ def _metrics(run: RunRecord, budget: int) -> tuple[str, str]:
     texts = [",".join(_number(column[line]) for column in columns.values()) for line in range(lines)]
     bytes_a_line = sum(map(len, texts)) // lines + 3  # an end of line becomes three characters, or six
     chosen = thin(lines, max(2, budget // bytes_a_line))
-    text = _csv([list(columns)]) + "".join(f"{texts[line]}\n" for line in chosen)
+    text = csv_text([list(columns)]) + "".join(f"{texts[line]}\n" for line in chosen)
     return text, "every logged step" if len(chosen) == lines else f"{len(chosen)} of {lines:,} logged steps"
 
 
@@ -69,7 +70,7 @@ def _cosines(run: RunRecord, cosines: np.ndarray, budget: int) -> tuple[str, str
         [names[row], *("" if math.isnan(value) else f"{value:.3f}" for value in cosines[row, rows].tolist())]
         for row in rows
     ]
-    text = _csv([["", *(names[row] for row in rows)], *lines])
+    text = csv_text([["", *(names[row] for row in rows)], *lines])
     return text, "all rows" if len(rows) == len(names) else f"{len(rows)} of {len(names)} rows"
 
 
@@ -96,7 +97,8 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value == round(value) and abs(value) < 2**53 else f"{value:.6g}"
 
 
-def _csv(rows: Iterable[Sequence[str]]) -> str:
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as CSV."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()

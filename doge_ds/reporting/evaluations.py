@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from doge_ds.reporting.cells import NOTHING, Cell, Row, Table, number, signed
+from doge_ds.reporting.cells import NOTHING, Cell, Row, Table, interval, number, signed
 from doge_ds.reporting.run_files import Number, RunRecord, validate_file
 
 
@@ -96,11 +96,8 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def _compared(row: ComparedNumber) -> list[Cell]:
     if row.difference is None:
         return [Cell(number(row.value, 4)), Cell(NOTHING), Cell(NOTHING)]
-    interval = (
-        f"{signed(row.low, 4)} to {signed(row.high, 4)}" if row.low is not None and row.high is not None else NOTHING
-    )
     return [
         Cell(number(row.value, 4)),
         Cell(signed(row.difference, 4), strong=bool(row.exceeds_noise)),
-        Cell(interval),
+        Cell(interval(row.low, row.high, 4)),
     ]

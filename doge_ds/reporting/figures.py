@@ -3,62 +3,36 @@
 Every chart is drawn twice, for wide and for narrow screens: shrinking one drawing to 400 pixels leaves no legible text.
 """
 
-import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Direct labels of more lines than these do not fit; the others become one band.
-LINES = 10
-WIDE, NARROW = 920, 360  # CSS pixels
-MARKERS = "osD^vPX<>p"
+from doge_ds.reporting.svg import (
+    GRID,
+    INK,
+    LINE_COLORS,
+    LINES,
+    MARKERS,
+    NARROW,
+    WIDE,
+    Chart,
+    as_svg,
+    drawing,
+    shorten,
+    text_width,
+)
+
 DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2))]
 
-# Matplotlib is given colours that nobody would choose; in the SVG they become the style sheet's variables.
-_INK, _GRID = "#010203", "#010204"
-_LINES = [f"#0102{16 + number}" for number in range(LINES)]
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
-    color: f"var(--line-{number})" for number, color in enumerate(_LINES)
-}
-
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # to measure with; the page's font is narrower
-    "font.size": 12,
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
-
-# Pixels: from the plot to its labels, from there to their text, from label to label; a character; a panel's margins.
-_LABEL_GAP, _MARK_WIDTH, _LABEL_HEIGHT, _CHARACTER_WIDTH = 14, 11, 14.5, 6.8
+# Pixels: from the plot to its labels, from there to their text, from label to label; a panel's margins.
+_LABEL_GAP, _MARK_WIDTH, _LABEL_HEIGHT = 14, 11, 14.5
 _TOP, _BOTTOM, _LEFT = 30, 44, 66
-_VALUE_LENGTH = 9  # characters of a space and a number of three digits, like 0.000151
+_VALUE_WIDTH = 66  # of a space and a number of three digits, like 0.000151
+_LONGEST = 200  # characters of a name that are measured
 
 
 @dataclass(frozen=True)
@@ -85,22 +59,6 @@ class Panel:
     is_labelled: bool = True
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One chart in both drawings.
-
-    Attributes:
-        description: the key numbers in words, for those who do not see it.
-        caption: what is drawn.
-        wide, narrow: SVG elements.
-    """
-
-    description: str
-    caption: str
-    wide: str
-    narrow: str
-
-
 def draw_chart(
     name: str, panels: Sequence[Panel], order: Sequence[str], description: str, caption: str, points: int
 ) -> Chart:
@@ -117,6 +75,28 @@ def draw_chart(
     wide = _draw(f"{name}w", [beside, *([panel] for panel in below)], order, WIDE, points)
     narrow = _draw(f"{name}n", [[panel] for panel in [*beside, *below]], order, NARROW, points // 2)
     return Chart(description, caption, wide, narrow)
+
+
+def weight_chart(
+    name: str,
+    steps: np.ndarray,
+    weights: Mapping[str, np.ndarray],
+    means: Mapping[str, np.ndarray],
+    uniform: float,
+    order: Sequence[str],
+    description: str,
+    caption: str,
+    points: int,
+) -> Chart:
+    """Weights of each domain and their running means at `steps`, [lines], on one scale; others as in `draw_chart`."""
+    series = [("Weight at each step", weights), ("Running mean, which becomes the mixture", means)]
+    largest = max([uniform, *(float(np.nanmax(values, initial=0)) for _, found in series for values in found.values())])
+    panels = [
+        Panel(title, "weight", steps, found, reference=(uniform, "uniform"), y_range=(0, 1.05 * largest))
+        for title, found in series
+        if found
+    ]
+    return draw_chart(name, panels, order, description, caption, points)
 
 
 def thin(length: int, points: int) -> np.ndarray:
@@ -151,10 +131,7 @@ def _draw(name: str, lines_of_panels: Sequence[Sequence[Panel]], order: Sequence
     """One drawing: panels in a row share its width."""
     heights = [max(panel.height for panel in row) + _TOP + _BOTTOM for row in lines_of_panels]
     total = sum(heights)
-    style: Any = {**_STYLE, "svg.hashsalt": name}  # without it the ids would differ from run to run
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width / 72, total / 72))
-        FigureCanvasSVG(figure)
+    with drawing(name, width, total) as figure:
         top = total
         for row, height in zip(lines_of_panels, heights, strict=True):
             top -= height
@@ -164,13 +141,13 @@ def _draw(name: str, lines_of_panels: Sequence[Sequence[Panel]], order: Sequence
                 box = (place * each + _LEFT, top + _BOTTOM, each - _LEFT - label_width, height - _TOP - _BOTTOM)
                 axes = figure.add_axes((box[0] / width, box[1] / total, box[2] / width, box[3] / total))
                 _draw_panel(axes, panel, order, points, box[2:], label_width)
-        return _as_svg(figure, name, width, total)
+        return as_svg(figure, name, width, total)
 
 
 def _label_width(panels: Sequence[Panel], width: int) -> float:
     """Room for the longest label, at most what leaves the plot the larger part."""
-    longest = max((len(name) for panel in panels for name in panel.series), default=0)
-    needed = _LABEL_GAP + _MARK_WIDTH + _CHARACTER_WIDTH * (longest + _VALUE_LENGTH)
+    longest = max((text_width(name[:_LONGEST]) for panel in panels for name in panel.series), default=0.0)
+    needed = _LABEL_GAP + _MARK_WIDTH + longest + _VALUE_WIDTH
     return min(needed, 0.42 * width / len(panels))
 
 
@@ -188,7 +165,7 @@ def _draw_panel(
         chosen = thin(len(panel.steps), points)
         mark = "o" if len(chosen) < 2 else ""
         for values in panel.series.values():
-            axes.plot(panel.steps[chosen], values[chosen], color=_INK, marker=mark, clip_on=False)
+            axes.plot(panel.steps[chosen], values[chosen], color=INK, marker=mark, clip_on=False)
     names = [name for name in order if name in panel.series and panel.is_labelled][:LINES]
     rest = [name for name in panel.series if name not in names and panel.is_labelled]
     if rest:
@@ -197,7 +174,7 @@ def _draw_panel(
         _draw_line(axes, panel.steps, panel.series[name], order.index(name), points)
     if panel.reference:
         level, word = panel.reference
-        axes.axhline(level, color=_INK, linewidth=1, linestyle=(0, (1, 2)))
+        axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(word, (1, level), (-3, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=11)
     if panel.y_range:
         axes.set_ylim(panel.y_range)
@@ -213,7 +190,7 @@ def _draw_line(axes: Axes, steps: np.ndarray, values: np.ndarray, style: int, po
     axes.plot(
         steps[chosen],
         values[chosen],
-        color=_LINES[style % LINES],
+        color=LINE_COLORS[style % LINES],
         marker=MARKERS[style % LINES],
         linestyle=DASHES[style % len(DASHES)],
         markevery=max(1, len(chosen) // 4),
@@ -226,7 +203,7 @@ def _draw_band(axes: Axes, steps: np.ndarray, values: np.ndarray, points: int) -
     known = np.flatnonzero(np.isfinite(values).any(axis=0))
     chosen = known[thin(len(known), points)]
     low, high = np.nanmin(values[:, chosen], axis=0), np.nanmax(values[:, chosen], axis=0)
-    axes.fill_between(steps[chosen], low, high, color=_GRID, alpha=0.6, linewidth=0.8)
+    axes.fill_between(steps[chosen], low, high, color=GRID, alpha=0.6, linewidth=0.8)
 
 
 def _label_lines(
@@ -239,57 +216,22 @@ def _label_lines(
 ) -> None:
     """Name, mark and last value of every line at its right end, moved apart where they would overlap."""
     width, height, label_width = size
-    limit = round((label_width - _LABEL_GAP - _MARK_WIDTH) / _CHARACTER_WIDTH)
+    room = label_width - _LABEL_GAP - _MARK_WIDTH
     ends: list[tuple[float, str, int | None]] = []
     last = {name: values[np.isfinite(values)][-1:].tolist() for name, values in panel.series.items()}
     for name in names:
         for value in last[name]:  # none where no number is finite
             text = f" {value:#.3g}"
-            ends.append((value, _short(name, limit - len(text)) + text, order.index(name)))
+            ends.append((value, shorten(name, room - text_width(text)) + text, order.index(name)))
     if of_rest := [value for name in rest for value in last[name]]:
         ends.append((sum(of_rest) / len(of_rest), f"{len(rest)} others", None))
     low, high = axes.get_ylim()
     pixels = [height * (value - low) / (high - low) for value, _, _ in ends]
     for (_, text, style), end, place in zip(ends, pixels, spread(pixels, _LABEL_HEIGHT, 0, height), strict=True):
-        color = _INK if style is None else _LINES[style % LINES]
+        color = INK if style is None else LINE_COLORS[style % LINES]
         free: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
         y = place / height
-        axes.plot([1, 1 + (_LABEL_GAP - 3) / width], [end / height, y], color=_GRID, linewidth=0.8, zorder=1, **free)
+        axes.plot([1, 1 + (_LABEL_GAP - 3) / width], [end / height, y], color=GRID, linewidth=0.8, zorder=1, **free)
         if style is not None:
             axes.plot([1 + (_LABEL_GAP + 3) / width], [y], marker=MARKERS[style % LINES], color=color, **free)
         axes.text(1 + (_LABEL_GAP + _MARK_WIDTH) / width, y, text, va="center_baseline", color=color, **free)
-
-
-def _short(name: str, limit: int) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
-
-
-def _as_svg(figure: Figure, name: str, width: float, height: float) -> str:
-    """The <svg> element alone, its ids unique on the page, its colours the style sheet's."""
-    stream = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a glyph that the measuring font lacks; the browser has others
-        figure.savefig(
-            stream,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Type": None, "Format": None},
-        )
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # Two thirds of the size: tenths of a pixel, no names for groups, no line a point, and the page names the font.
-    text = re.sub(r"<[a-z][^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), text)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"\s*\n\s*(?=[LCQMz\"])", "", text)
-    text = re.sub(r"\n\s*", "\n", text).replace("xlink:href", "href")
-    text = text.replace(f" font-family: '{_STYLE['font.family']}';", "")
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    for color, variable in _VARIABLES.items():
-        text = text.replace(color, variable)
-    return re.sub(
-        r"<svg [^>]*>",
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
-        text,
-        count=1,
-    ).strip()

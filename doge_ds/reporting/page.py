@@ -1,29 +1,24 @@
 """The report page: what it says, in which order; page.html and style.css say how it looks."""
 
-import importlib.resources
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
 
-from doge_ds import __version__
-from doge_ds.errors import ConfigError
 from doge_ds.reporting import evaluations, figures, tables, words
 from doge_ds.reporting.cells import Table
 from doge_ds.reporting.downloads import BUDGET, downloads
 from doge_ds.reporting.evaluations import Comparison
-from doge_ds.reporting.figures import Chart, Panel
+from doge_ds.reporting.figures import Panel
 from doge_ds.reporting.run_files import RunRecord
+from doge_ds.reporting.svg import Chart
+from doge_ds.reporting.templates import fill_template, fitting_page
 
 # Of one line on a wide screen, which has about two pixels for each; many runs share what two may have.
 POINTS = 240
 RUNS_IN_FULL = 2
-LARGEST = 2_000_000  # bytes; what a mail still takes and a phone still opens
 
 
 @dataclass(frozen=True)
@@ -58,34 +53,14 @@ def render_page(runs: Sequence[RunRecord], written: datetime, comparison: Compar
     Raises:
         ConfigError: so many runs or domains that they do not fit, also with fewer points and CSV lines.
     """
-    for thinning in (1, 2, 4):
-        page = _render(runs, written, comparison, thinning)
-        if len(page.encode()) < LARGEST:
-            return page
-    raise ConfigError(f"{len(runs)} runs", f"make a page above {LARGEST // 10**6} MB", "report fewer of them together")
+
+    def render(thinning: int) -> str:
+        return fill_template("page.html", written, _contents(runs, comparison, thinning))
+
+    return fitting_page(render, f"{len(runs)} runs")
 
 
-def _render(runs: Sequence[RunRecord], written: datetime, comparison: Comparison | None, thinning: int) -> str:
-    environment = Environment(
-        loader=PackageLoader("doge_ds.reporting", "."),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    environment.globals["svg"] = Markup  # drawn by us, and matplotlib escapes the text in it
-    return environment.get_template("page.html").render(_contents(runs, written, comparison, thinning))
-
-
-def _breakable(name: str) -> Markup:
-    """The escaped name with places where a narrow screen may break it."""
-    return Markup("<wbr>").join(re.findall(r"[^_./-]*[_./-]?", name)[:-1])
-
-
-def _contents(
-    runs: Sequence[RunRecord], written: datetime, comparison: Comparison | None, thinning: int
-) -> dict[str, Any]:
+def _contents(runs: Sequence[RunRecord], comparison: Comparison | None, thinning: int) -> dict[str, Any]:
     proxies = [run for run in runs if run.is_proxy]
     bases = [run for run in runs if not run.is_proxy]
     measured = [run for run in bases if run.results and run.results.perplexity]
@@ -93,9 +68,6 @@ def _contents(
     order = domain_order(runs)
     points = POINTS * min(RUNS_IN_FULL, len(runs)) // (len(runs) * thinning)
     return {
-        "generator": f"doge_ds {__version__}",
-        "written": written,
-        "style": Markup(importlib.resources.files("doge_ds.reporting").joinpath("style.css").read_text()),
         "title": ", ".join(run.name for run in runs),
         "runs": runs,
         "summary": tables.summary_table(runs),
@@ -152,18 +124,10 @@ def _base_section(run: RunRecord, number: int, order: Sequence[str], points: int
 def _weight_chart(run: RunRecord, number: int, order: Sequence[str], points: int) -> Chart:
     """Weights and their running mean, on one scale."""
     uniform = 1 / max(1, len(run.train_domains))
-    series = [
-        ("Weight at each step", _series(run, "weight/")),
-        ("Running mean, which becomes the mixture", _series(run, "mean_weight/")),
-    ]
-    largest = max([uniform, *(float(np.nanmax(values, initial=0)) for _, found in series for values in found.values())])
-    panels = [
-        Panel(title, "weight", run.metrics.steps, found, reference=(uniform, "uniform"), y_range=(0, 1.05 * largest))
-        for title, found in series
-        if found
-    ]
-    description = words.weights_description(run)
-    return figures.draw_chart(f"w{number}", panels, order, description, "Domain weights over the steps.", points)
+    weights, means = _series(run, "weight/"), _series(run, "mean_weight/")
+    described, caption = words.weights_description(run), "Domain weights over the steps."
+    steps = run.metrics.steps
+    return figures.weight_chart(f"w{number}", steps, weights, means, uniform, order, described, caption, points)
 
 
 def _loss_chart(run: RunRecord, name: str, order: Sequence[str], points: int) -> Chart | None:

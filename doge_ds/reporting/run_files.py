@@ -66,8 +66,9 @@ def _none_unless_finite(value: Any) -> Any:
     return None if isinstance(value, int | float) and not abs(value) <= sys.float_info.max else value
 
 
-# JSON has no word for NaN and infinities: they are null.
-Number = Annotated[float | None, BeforeValidator(_none_unless_finite)]
+# JSON has no word for NaN and infinities: they are null, and text that spells them is damage.
+NoneUnlessFinite = BeforeValidator(_none_unless_finite)
+Number = Annotated[Annotated[float, Field(allow_inf_nan=False)] | None, NoneUnlessFinite]
 
 
 class DomainResult(BaseModel):
@@ -191,8 +192,8 @@ class RunRecord:
     @property
     def target_domains(self) -> list[str]:
         """Domains that a proxy's weights are aimed at and that were named."""
-        if isinstance(self.config, ProxyConfig) and isinstance(self.config.doge.target, list):
-            return self.config.doge.target
+        if isinstance(self.config, ProxyConfig) and isinstance(self.config.target, list):
+            return self.config.target
         return []
 
     @property

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.cluster import hierarchy  # type: ignore[import-untyped]
-from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 
 from doge_ds.mixture import Mixture
 from doge_ds.reporting.cells import (
-    MINUS,
     NOTHING,
     Cell,
     Row,
@@ -22,11 +19,8 @@ from doge_ds.reporting.cells import (
     signed,
     significant,
 )
+from doge_ds.reporting.heat_map import HEAT_MAP_ROWS, heat_table, similar_side_by_side
 from doge_ds.reporting.run_files import PerplexityResult, RunRecord, is_uniform, proxy_with_mixture
-
-# A matrix of more rows is no picture any more, and 200 x 200 cells would be half of the page's size.
-HEAT_MAP_ROWS = 40
-SHADES = 10
 
 
 def summary_table(runs: Sequence[RunRecord]) -> Table:
@@ -130,7 +124,7 @@ def heat_map_rows(run: RunRecord) -> list[int]:
     """Rows of the proxy's cosine matrix that the heat map shows, in its order.
 
     All, or of more than HEAT_MAP_ROWS the targets and the domains with the largest mean weights; ordered so that
-    similar rows are neighbours (average linkage on 1 - cosine, optimal leaf order).
+    similar rows are neighbours.
     """
     cosines, names = run.metrics.cosines, run.metrics.cosine_rows
     if cosines is None:
@@ -139,11 +133,7 @@ def heat_map_rows(run: RunRecord) -> list[int]:
     chosen = sorted(range(len(names)), key=lambda row: -weights.get(names[row], math.inf))[:HEAT_MAP_ROWS]
     if len(chosen) < 3:
         return sorted(chosen)
-    distances = 1 - np.nan_to_num(cosines[np.ix_(chosen, chosen)])
-    np.fill_diagonal(distances, 0)
-    condensed = squareform((distances + distances.T) / 2)
-    tree = hierarchy.linkage(condensed, method="average", optimal_ordering=True)
-    return [chosen[leaf] for leaf in hierarchy.leaves_list(tree)]
+    return [chosen[place] for place in similar_side_by_side(cosines[np.ix_(chosen, chosen)])]
 
 
 def cosine_table(run: RunRecord) -> Table:
@@ -151,32 +141,9 @@ def cosine_table(run: RunRecord) -> Table:
     cosines, names, order = run.metrics.cosines, run.metrics.cosine_rows, heat_map_rows(run)
     if cosines is None:
         raise ValueError(f"{run.name} has no cosines")
-    shown = cosines[np.ix_(order, order)]
-    others = shown[~np.eye(len(order), dtype=bool) & np.isfinite(shown)]
-    low, high = (float(others.min()), float(others.max())) if len(others) else (0.0, 1.0)
-    rows = []
-    for i, row in enumerate(order):
-        cells = [
-            Cell("1", shade=None) if i == j else Cell(signed_cosine(value), shade=_shade(value, low, high))
-            for j, value in enumerate(shown[i].tolist())
-        ]
-        rows.append(Row(names[row], cells, note=_row_note(run, names[row])))
+    shown = [names[row] for row in order]
     caption = "Cosine between the gradients of each two domains, similar ones side by side; deeper shades are larger"
-    return Table(caption, "", [names[row] for row in order], rows, kind="heat")
-
-
-def signed_cosine(value: float) -> str:
-    """.12 or \N{MINUS SIGN}.12: the leading 0 says nothing and costs a quarter of a narrow cell."""
-    if not math.isfinite(value):
-        return NOTHING
-    text = f"{abs(value):.2f}".removeprefix("0")
-    return f"{MINUS}{text}" if value < 0 and text != ".00" else text
-
-
-def _shade(value: float, low: float, high: float) -> int | None:
-    if not math.isfinite(value):
-        return None
-    return round(SHADES * (value - low) / (high - low)) if high > low else 0
+    return heat_table(caption, shown, shown, cosines[np.ix_(order, order)], [_row_note(run, name) for name in shown])
 
 
 def _row_note(run: RunRecord, name: str) -> str:

@@ -1,13 +1,13 @@
 """What the report says in sentences: the answers, the notes, and the charts for those who do not see them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from doge_ds.config import ProxyConfig
 from doge_ds.reporting import cells, tables
-from doge_ds.reporting.figures import LINES
 from doge_ds.reporting.run_files import DomainResult, RunRecord
+from doge_ds.reporting.svg import LINES
 
 _NAMED = 5  # domains that a sentence names
 
@@ -17,7 +17,7 @@ def proxy_sentence(run: RunRecord) -> str:
     if run.mixture is None:
         return f"{run.name} has not logged any weights yet."
     ranked = sorted(run.mixture.domains.items(), key=lambda item: -item[1])
-    shown = _enumeration([f"{name} {weight:.3f}" for name, weight in ranked])
+    shown = enumeration([f"{name} {weight:.3f}" for name, weight in ranked])
     if run.is_finished:
         return f"{run.name} learned {shown}. {_aim(run)}"
     done, steps = tables.steps_done(run), run.config.training.steps
@@ -50,7 +50,7 @@ def _on_targets(run: RunRecord, runs: Sequence[RunRecord]) -> str:
     domains = _perplexities(run)
     names = dict.fromkeys(name for proxy in runs for name in proxy.target_domains if name in domains)
     texts = [f"{name} {cells.number(domains[name].perplexity)}" for name in names]
-    return f"; on the target{'s' if len(texts) > 1 else ''}: {_enumeration(texts)}" if texts else ""
+    return f"; on the target{'s' if len(texts) > 1 else ''}: {enumeration(texts)}" if texts else ""
 
 
 def progress_note(run: RunRecord, points: int) -> str:
@@ -81,15 +81,21 @@ def progress_note(run: RunRecord, points: int) -> str:
 
 def weights_description(run: RunRecord) -> str:
     """The weights chart in words."""
+    nothing = np.empty(0)
+    series = {name: run.metrics.columns.get(f"weight/{name}", nothing) for name in run.train_domains}
+    return weights_in_words(run.metrics.steps, series)
+
+
+def weights_in_words(steps: np.ndarray, series: Mapping[str, np.ndarray]) -> str:
+    """Weights of each domain at `steps`, [lines]: the first and the last."""
     changes = []
-    for name in run.train_domains:
-        values = run.metrics.columns.get(f"weight/{name}", np.empty(0))
+    for name, values in series.items():
         known = values[np.isfinite(values)]
         if len(known):
             changes.append((float(known[-1]), f"{name} from {known[0]:.3f} to {known[-1]:.3f}"))
     texts = [text for _, text in sorted(changes, key=lambda item: -item[0])]
-    first, last = run.metrics.steps[[0, -1]]
-    return f"Line chart of domain weights, step {first:.0f} to {last:.0f}: {_enumeration(texts)}."
+    first, last = steps[[0, -1]]
+    return f"Line chart of domain weights, step {first:.0f} to {last:.0f}: {enumeration(texts)}."
 
 
 def losses_description(run: RunRecord) -> str:
@@ -113,7 +119,7 @@ def _first_and_last(run: RunRecord, prefix: str) -> str:
         if len(known):
             texts.append(f"{name} from {known[0]:.2f} to {known[-1]:.2f}")
     first, last = run.metrics.steps[[0, -1]]
-    return f"step {first:.0f} to {last:.0f}: {_enumeration(texts)}"
+    return f"step {first:.0f} to {last:.0f}: {enumeration(texts)}"
 
 
 def cosines_note(run: RunRecord) -> str:
@@ -156,7 +162,7 @@ def perplexity_notes(bases: Sequence[RunRecord]) -> list[str]:
         notes.append("A dash is a perplexity above the range of a number, or a domain that was not measured.")
     for run in measured:
         if lost := _without_likelihood(run):
-            notes.append(f"{run.name} gives no finite likelihood for {_enumeration(lost)}: dashes stand there.")
+            notes.append(f"{run.name} gives no finite likelihood for {enumeration(lost)}: dashes stand there.")
     trained_on = {run.facts.store for run in bases}
     measured_on = {run.results.data.fingerprint for run in measured if run.results and run.results.data}
     if measured_on - trained_on:
@@ -178,7 +184,7 @@ def _joined(values: Sequence[int] | set[int]) -> str:
     return ", ".join(f"{value:,}" for value in sorted(values))
 
 
-def _enumeration(texts: Sequence[str]) -> str:
+def enumeration(texts: Sequence[str]) -> str:
     """The first few, and how many more there are."""
     more = f", and {len(texts) - _NAMED} more" if len(texts) > _NAMED + 1 else ""
     return ", ".join(texts[:_NAMED] if more else texts) + more
@@ -188,7 +194,9 @@ def _aim(run: RunRecord) -> str:
     """What a proxy's weights are aimed at."""
     if not isinstance(run.config, ProxyConfig):
         raise TypeError(f"{run.name} is no proxy")
-    target = run.config.doge.target
+    if run.config.method == "doremi":
+        return "Its weights grow where its loss is furthest above that of a reference model (DoReMi)."
+    target = run.config.target
     if target == "mix":
         return "Its weights are aimed at an even mix of the train domains."
     if target == "all":

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 from hypothesis import strategies as st
 
@@ -27,6 +28,8 @@ from doge_ds.mixture import choose_mixture, read_mixture
 from doge_ds.mixture_files import exported, read_any
 from doge_ds.mixture_schedule import chosen_schedule, continued
 from doge_ds.mixture_tables import several_table
+from doge_ds.reporting.comparison_figures import write_figures
+from doge_ds.reporting.comparison_page import write_comparison_page
 from doge_ds.reporting.evaluations import read_comparison
 from doge_ds.reporting.page import render_page
 from doge_ds.reporting.run_files import read_runs
@@ -52,6 +55,7 @@ from tests.fuzz.valid import (
     RUN_CONFIG,
     SCHEDULE,
     SELECTION,
+    SUMMARY,
     TOKENS,
     make_runs,
     make_small_store,
@@ -225,6 +229,15 @@ def _read_report(name: str) -> Callable[[Path, Any], None]:
     return read
 
 
+def _read_summary(folder: Path, raw: bytes) -> None:
+    """As `doge-ds compare` does when it is finished."""
+    (folder / "summary.json").write_bytes(raw)
+    write_comparison_page([folder / "summary.json"], folder / "report.html")
+    for file in write_figures(folder / "summary.json", folder / "figures"):
+        assert file.parent == folder / "figures"
+        ElementTree.parse(file)
+
+
 # What the kinds below are spoilt from.
 VALID: Mapping[str, list[bytes]] = {
     "proxy configuration": [whole(PROXY)],
@@ -246,6 +259,7 @@ VALID: Mapping[str, list[bytes]] = {
     "configuration of a run": [whole(RUN_CONFIG)],
     "selection": [whole(SELECTION)],
     "comparison": [whole(COMPARISON)],
+    "comparison of mixtures": [whole(SUMMARY)],
 }
 KINDS: Mapping[str, Kind] = {
     "proxy configuration": Kind(files(PROXY), _read_config(ProxyConfig), write_configurations),
@@ -269,6 +283,7 @@ KINDS: Mapping[str, Kind] = {
     "configuration of a run": Kind(files(RUN_CONFIG), _read_report("proxy/config.json"), make_runs),
     "selection": Kind(files(SELECTION), _read_report("proxy/selection.json"), make_runs),
     "comparison": Kind(files(COMPARISON), _read_report("comparison.json"), make_runs),
+    "comparison of mixtures": Kind(files(SUMMARY), _read_summary),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.reporting.comparisons import summary_of
 from tests.reporting.run_directories import STORE, TOKENIZER, make_base, make_proxy, results_of
 from tests.stores import make_store
 
@@ -173,6 +174,15 @@ COMPARISON = {
         },
     ],
 }
+SUMMARY = summary_of(
+    "fuzzed",
+    domains=("wiki", "code"),
+    seeds=(0, 1),
+    methods={"uniform": None, "doge": "doge"},
+    without_bases=(),
+    tasks=("sciq",),
+    steps=(10, 20),
+)
 SELECTION = {
     "measured_steps": 10,
     "selected": ["h.0.w"],

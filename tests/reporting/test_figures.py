@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doge_ds.reporting.figures import LINES, NARROW, WIDE, Panel, draw_chart, spread, thin
+from doge_ds.reporting.figures import Panel, draw_chart, spread, thin
+from doge_ds.reporting.svg import LINES, NARROW, WIDE
 
 
 def panel(domains: int, lines: int = 20) -> Panel:

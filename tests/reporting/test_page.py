@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doge_ds.errors import ConfigError
-from doge_ds.reporting import page as page_module
+from doge_ds.reporting import templates
 from doge_ds.reporting.page import domain_order, render_page
 from doge_ds.reporting.run_files import read_runs
 from tests.reporting.browser import CHROMIUM, start_browser
@@ -264,11 +264,11 @@ def test_a_page_that_would_be_too_large_is_thinned_and_then_refused(
 ) -> None:
     paths = [make_proxy(tmp_path / name, steps=900, logged=range(1, 901)) for name in ("one", "two", "three")]
     whole = page_of(*paths)
-    monkeypatch.setattr(page_module, "LARGEST", len(whole.encode()) - 1)
+    monkeypatch.setattr(templates, "LARGEST", len(whole.encode()) - 1)
     smaller = page_of(*paths)
     assert len(smaller) < len(whole)
     assert Outline(smaller).texts["h1"] == Outline(whole).texts["h1"]
-    monkeypatch.setattr(page_module, "LARGEST", 1000)
+    monkeypatch.setattr(templates, "LARGEST", 1000)
     with pytest.raises(ConfigError, match=r"3 runs: make a page above .* report fewer of them together"):
         page_of(*paths)
 

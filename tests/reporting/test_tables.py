@@ -9,7 +9,8 @@ import pytest
 from doge_ds.config import BaseConfig, ProxyConfig, config_hash, load_config
 from doge_ds.errors import ConfigError
 from doge_ds.reporting import tables
-from doge_ds.reporting.cells import NOTHING, ROWS_SHOWN, Table, duration, number, signed, significant
+from doge_ds.reporting.cells import NOTHING, ROWS_SHOWN, SHADES, Table, duration, number, signed, significant
+from doge_ds.reporting.heat_map import HEAT_MAP_ROWS
 from doge_ds.reporting.run_files import RunRecord, read_runs
 from doge_ds.training.run import RunDirectory
 from tests.reporting.run_directories import diverged, edit_metrics, make_base, make_proxy, names, write
@@ -139,14 +140,14 @@ def test_the_heat_map_puts_similar_domains_side_by_side_and_marks_targets(tmp_pa
     assert (found["p", "p"].text, found["p", "p"].shade) == ("1", None)
     assert found["q", "t"].text == "\N{MINUS SIGN}.98"
     assert found["q", "t"].shade == 0
-    assert found["q", "s"].shade == found["p", "r"].shade == tables.SHADES
+    assert found["q", "s"].shade == found["p", "r"].shade == SHADES
     assert found["p", "q"].text == ".00"
 
 
 def test_a_heat_map_of_200_domains_shows_the_target_and_the_largest_weights(tmp_path: Path) -> None:
     (run,) = read(make_proxy(tmp_path / "a", names(200), target=["domain_000", "outside"]))
     shown = {run.metrics.names("loss/")[row] for row in tables.heat_map_rows(run)}
-    assert shown == {"domain_000", "outside", *names(200)[-(tables.HEAT_MAP_ROWS - 2) :]}
+    assert shown == {"domain_000", "outside", *names(200)[-(HEAT_MAP_ROWS - 2) :]}
 
 
 @pytest.mark.parametrize("domains", [["a"], ["a", "b"]])

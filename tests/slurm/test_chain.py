@@ -118,3 +118,32 @@ def facts(project: Project, name: str) -> dict[str, Any]:
     """run.json of a base."""
     found: dict[str, Any] = json.loads((project.folder / f"chain/base_{name}/run.json").read_text())
     return found
+
+
+@pytest.mark.usefixtures("text")
+def test_a_comparison_runs_to_its_report(project: Project) -> None:
+    cluster, folder = project.cluster, project.folder
+    if not (folder / "tokens").exists():
+        prepare(read_recipe(folder / "recipe.json"), folder / "tokens", tokenizer=folder / "tokenizer", workers=1)
+    mixtures = {"uniform": "uniform", "staged": {"proxy": {}, "stages": 2}}
+    settings = {"training.log_every": 3}
+    comparison = {"proxy": CHAIN[0], "base": CHAIN[1], "proxy_settings": settings, "mixtures": mixtures}
+    (folder / "two.json").write_text(json.dumps(comparison))
+    options = ["--comparison", "two.json", "--output", "compared", "--sbatch", "--nodes=1 --ntasks=1"]
+    cluster.run("slurm/pipeline.sh", *options, folder=folder)
+    stages = json.loads((folder / "compared/pipeline.json").read_text())["stages"]
+    assert [stage["stage"].split("-s0")[0] for stage in stages] == [
+        *("base-uniform", "eval-uniform", "proxy-staged", "schedule-base-staged", "base-staged", "eval-staged"),
+        "report",
+    ]
+    jobs = {stage["stage"]: int(stage["job"]) for stage in stages}
+    cluster.wait_for(jobs["report"], "COMPLETED", seconds=300)
+    assert set(states(project, jobs).values()) == {"COMPLETED"}
+    summary = json.loads((folder / "compared/two/summary.json").read_text())
+    assert summary["complete"] is True
+    assert list(summary["mixtures"]["staged"]["differences"]["groups"]["all"]["by_seed"]) == ["0"]
+    (staged,) = (folder / "compared/stages").glob("base-staged-*/run.json")
+    assert [stage["from_step"] for stage in json.loads(staged.read_text())["schedule"]] == [0, 6]
+    assert (folder / "compared/two/report.html").exists()
+    printed = cluster.run("slurm/pipeline.sh", *options, "--dry_run", folder=folder)
+    assert printed.count(": already there, ") == 5  # all but the schedule's job, which is not needed, and the report

@@ -1,0 +1,191 @@
+"""`doge-ds compare --config FILE`: proxies, bases and evaluations of several mixtures and seeds, and one report.
+
+Stages are the programs that a user would start by hand, one process each; what is finished is never done again, and a
+changed configuration redoes only what depends on it. docs/comparing.md tells how to write a comparison.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from doge_ds.command_line import positive
+from doge_ds.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from doge_ds.experiments.chains import Comparison
+    from doge_ds.experiments.runner import Slots
+    from doge_ds.experiments.stages import Stage
+
+_EXAMPLES = """examples:
+  doge-ds compare --config ds_configs/experiments/four_mixtures.json --dry_run     what would be run, and where
+  doge-ds compare --config my_comparison.json --output runs/mine --parallel 2
+  doge-ds compare --config a.json b.json --output runs/mine                  the stages that both have are run once
+  doge-ds compare --config a.json --set seeds=[0] proxy_settings.training.steps=50 --only proxies
+
+a.json, at its shortest:
+  {"proxy": "my_proxy.json", "base": "my_base.json", "seeds": [0, 1, 2],
+   "mixtures": {"uniform": "uniform", "doge": {"proxy": {}}, "mu 0.1": {"proxy": {"doge.mu": 0.1}}}}
+
+For each mixture and seed: a proxy where the mixture is learned, a base, its evaluation. Writes
+FOLDER/<name>/summary.json and report.html, of several configurations FOLDER/report.html too. The same command goes on
+where it was stopped. Exit status: 0 all done, 1 a stage failed, 2 the input is wrong, 75 stopped, and what ran has
+saved. docs/comparing.md says more."""
+
+ONLY = {"references": "reference", "proxies": "proxy", "bases": "base", "evaluations": "eval"}
+DEFAULT_FOLDER = Path("runs/compare")
+LOCK = ".compare.lock"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `doge-ds compare`."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "--config", dest="configs", type=Path, nargs="+", required=True, metavar="FILE", help="comparisons, JSON"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER", help=f"by default {DEFAULT_FOLDER}"
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings that replace those of all comparisons, like seeds=[0]",
+    )
+    parser.add_argument("--parallel", type=positive, default=1, metavar="N", help="stages at once (default 1)")
+    parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="ranks of each stage (default 1)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(ONLY), metavar="STAGES", help=f"and what they read: {', '.join(ONLY)}"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry_run", action="store_true", help="print the stages, done and to do; run nothing")
+    what.add_argument("--summarize", action="store_true", help="run nothing; summaries and report of what is done")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """`doge-ds compare`: check, run, summarize. Raises DogeError where the input is wrong, before anything is run."""
+    check_names(arguments.configs)
+    # torch and DeepSpeed take seconds to load, and DeepSpeed's log goes to what is stdout while it is loaded.
+    with contextlib.redirect_stdout(sys.stderr):
+        from doge_ds.experiments.chains import Planner
+        from doge_ds.experiments.runner import Runner
+        from doge_ds.experiments.stages import check_programs
+        from doge_ds.training.launch import quieten_libraries
+
+    quieten_libraries()
+    slots = choose_slots(arguments.parallel, arguments.ranks)
+    planner = Planner(arguments.output, arguments.ranks)
+    comparisons = [planner.add(path, arguments.settings) for path in arguments.configs]
+    stages = chosen(list(planner.stages.values()), arguments.only)
+    check_programs(stages)
+    if arguments.dry_run:
+        print(table(stages, slots))
+        return 0
+    if arguments.summarize:
+        write_summaries(comparisons, arguments.output, slots.devices)
+        return 0
+    with locked(arguments.output):
+        outcome = Runner(stages, slots).run()
+        if outcome.was_stopped:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return outcome.status
+        write_summaries(comparisons, arguments.output, slots.devices)
+    for stage in outcome.failed:
+        print(f"error: {stage.name} failed; see {stage.log}", file=sys.stderr)
+    if outcome.waiting:
+        print(f"{len(outcome.waiting)} stages that depend on others were not run", file=sys.stderr)
+    return outcome.status
+
+
+def check_names(configs: Sequence[Path]) -> None:
+    """Raises ConfigError where two comparisons, or one and the stages, would share a folder."""
+    names = [path.stem for path in configs]
+    for path in configs:
+        if names.count(path.stem) > 1 or path.stem in ("stages", ""):
+            problem = f"FOLDER/{path.stem} would hold something else too"
+            raise ConfigError(f"--config {path}", problem, "give the file another name")
+
+
+def choose_slots(parallel: int, ranks: int) -> "Slots":
+    """Where stages run. Raises ConfigError for more ranks at once than GPUs, where there are GPUs."""
+    from doge_ds.experiments.runner import Slots, gpus_of_this_machine
+
+    gpus = gpus_of_this_machine(os.environ)
+    if gpus and parallel * ranks > gpus:
+        problem = f"{parallel} stages of {ranks} ranks need {parallel * ranks} GPUs, and there are {gpus}"
+        raise ConfigError(f"--parallel {parallel}", problem, "give less, or fewer --ranks")
+    return Slots(parallel, ranks, gpus)
+
+
+def chosen(stages: "Sequence[Stage]", only: Sequence[str] | None) -> "list[Stage]":
+    """Stages of these kinds, and all that they read; without `only` all."""
+    kinds = {ONLY[name] for name in only} if only else set(ONLY.values())
+    wanted: set[str] = set()
+    for stage in reversed(stages):
+        if stage.kind in kinds or stage.identity in wanted:
+            wanted |= {stage.identity, *stage.after}
+    return [stage for stage in stages if stage.identity in wanted]
+
+
+def table(stages: "Sequence[Stage]", slots: "Slots") -> str:
+    """What `--dry_run` prints: each stage, its directory, and if it is to do its command."""
+    width = max(len(stage.name) for stage in stages)
+    lines = []
+    for stage in stages:
+        lines.append(f"{'done ' if stage.is_finished else 'to do'}  {stage.name:<{width}}  {stage.directory}")
+        if not stage.is_finished:
+            lines.append(f"         {shlex.join(slots.command(stage, 0))}")
+    left = [stage for stage in stages if not stage.is_finished]
+    lines.append(f"{len(left)} of {len(stages)} stages to do")
+    flops = [stage.flops for stage in left if stage.kind != "eval"]
+    if flops and None not in flops:
+        lines[-1] += f", {sum(filter(None, flops)):.3g} floating-point operations in training"
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder. Raises RunError where one is at work, ConfigError where it is none."""
+    lock = FileLock(folder / LOCK)
+    try:
+        (folder / "stages").mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(str(folder), "is being written by another doge-ds compare", "wait for its end") from None
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+        raise ConfigError(f"--output {folder}", problem, "name a folder that is yours") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: str) -> None:
+    """FOLDER/<name>/summary.json and report.html of each; of several comparisons FOLDER/report.html too."""
+    from doge_ds.experiments.summary import summarize
+    from doge_ds.json_files import write_json
+
+    written = []
+    for comparison in comparisons:
+        place = folder / comparison.name
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / "summary.json", summarize(comparison, folder, devices))
+        written.append(place / "summary.json")
+    from doge_ds.reporting.comparison_page import write_comparison_page
+
+    pages = {summary.with_name("report.html"): [summary] for summary in written}
+    if len(written) > 1:
+        pages[folder / "report.html"] = written
+    for page, summaries in pages.items():
+        write_comparison_page(summaries, page)
+    print("\n".join(f"written: {path}" for path in [*written, *pages]))

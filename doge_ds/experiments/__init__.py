@@ -1,0 +1,1 @@
+"""`doge-ds compare`: many runs and evaluations, from one file, and what they say together."""

@@ -1,0 +1,210 @@
+"""COMPARISON.json: which mixtures are compared, over which seeds, and how. docs/comparing.md has examples."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Self, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from doge_ds.config_sections import Section
+from doge_ds.errors import ConfigError, nearest
+from doge_ds.json_files import check_characters, parse_json, read_json_object
+
+# Behind these, the rest of a --set is one key of a run configuration, dots and all.
+_SETTINGS = re.compile(r"((?:proxy|base)_settings|mixtures\.[^.=]+\.(?:proxy|base))\.(.+)")
+_OF_ALL_SEEDS = "training.seed"
+
+
+class EvaluationConfig(Section):
+    """How bases are measured: options of eval/run.py."""
+
+    data: str | None = Field(default=None, description="Token store with the held-out text; by default the base's.")
+    domains: list[str] | None = Field(default=None, min_length=1, description="Of the store; by default all.")
+    suite: str | None = Field(default=None, description="A named set of few-shot tasks.")
+    tasks: list[str] = Field(default_factory=list, description="Few-shot tasks by name.")
+    num_fewshot: int = Field(default=5, ge=0, description="Solved examples before each question.")
+    limit: float | None = Field(default=None, gt=0, description="Questions of each task, or below 1 that part.")
+    data_root: str | None = Field(default=None, description="Folder of datasets that eval/prefetch.py has made.")
+
+
+class MixtureEntry(Section):
+    """One mixture: given (`mixture`) or learned by a proxy (`proxy`)."""
+
+    mixture: str | None = Field(
+        default=None, description="What train_base.py --mixture takes; paths from the comparison's file on."
+    )
+    proxy: dict[str, Any] | None = Field(default=None, description="Settings (--set) of the proxy that learns it.")
+    base: dict[str, Any] = Field(default_factory=dict, description="Settings (--set) of its bases only.")
+    against: str | None = Field(default=None, description="The mixture that its differences are to.")
+    reference_mixture: str = Field(default="uniform", description="DoReMi: what the reference model is trained on.")
+    stages: int | None = Field(default=None, ge=1, description="Bases train on a schedule of so many parts.")
+    has_base: bool = Field(default=True, description="false: only its weights are looked at.")
+
+    @model_validator(mode="after")
+    def _is_given_or_learned(self) -> Self:
+        if (self.mixture is None) == (self.proxy is None):
+            raise ValueError("it needs either mixture, which is given, or proxy, which learns one")
+        for key in ("stages", "reference_mixture"):
+            if self.proxy is None and key in self.model_fields_set:
+                raise ValueError(f"{key} belongs to a mixture that a proxy learns")
+        return self
+
+
+class ComparisonConfig(Section):
+    """All of COMPARISON.json."""
+
+    proxy: str | None = Field(default=None, description="A proxy's run configuration, relative to this file.")
+    base: str | None = Field(default=None, description="A base's, likewise; null: only proxies are compared.")
+    proxy_settings: dict[str, Any] = Field(default_factory=dict, description="--set for all proxies.")
+    base_settings: dict[str, Any] = Field(default_factory=dict, description="--set for all bases.")
+    seeds: list[int] = Field(default=[0], min_length=1, description="training.seed of proxies and bases alike.")
+    against: str | None = Field(default=None, description="The mixture that differences are to; default: the first.")
+    mixtures: dict[str, MixtureEntry] = Field(min_length=1, description="By name, in the order of the report.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    groups: dict[str, list[str]] = Field(default_factory=dict, description="Domains to average over, by name.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError(f"{seeds} are no distinct numbers from 0 on")
+        return seeds
+
+    @model_validator(mode="after")
+    def _what_is_needed_is_there(self) -> Self:
+        learned = [name for name, entry in self.mixtures.items() if entry.proxy is not None]
+        if learned and self.proxy is None:
+            raise ValueError(f"{learned[0]!r} is learned, and there is no proxy to learn it")
+        if self.proxy is None and self.base is None:
+            raise ValueError("it names neither a proxy nor a base")
+        for name, domains in self.groups.items():
+            if not domains or len(set(domains)) != len(domains):
+                raise ValueError(f"the group {name!r} names no domain, or one twice")
+        return self
+
+    def against_of(self, name: str) -> str:
+        """The mixture that the differences of `name` are to."""
+        return self.mixtures[name].against or self.against or next(iter(self.mixtures))
+
+    def has_base(self, name: str) -> bool:
+        """Whether bases are trained on this mixture."""
+        return self.base is not None and self.mixtures[name].has_base
+
+
+def load_comparison(path: Path, settings: Sequence[str] = ()) -> ComparisonConfig:
+    """Read one comparison.
+
+    Args:
+        path: COMPARISON.json.
+        settings: `key=value` overrides, like seeds=[0] or proxy_settings.training.steps=100.
+
+    Raises:
+        ConfigError: no JSON, an unknown key (with the nearest valid one), a wrong type or value, a name of no mixture.
+    """
+    values = read_json_object(path)
+    for setting in settings:
+        _override(values, setting)
+    entries = values.get("mixtures")
+    if isinstance(entries, dict):
+        found = {
+            name: _validated(
+                MixtureEntry, {"mixture": entry} if isinstance(entry, str) else entry, f"mixtures.{name}", path
+            )
+            for name, entry in entries.items()
+        }
+        values = {**values, "mixtures": found}
+    config = _validated(ComparisonConfig, values, "", path)
+    _check_names(config, path)
+    return config
+
+
+def as_settings(*layers: Mapping[str, Any]) -> list[str]:
+    """Objects of dotted keys as `--set` has them; of a key in several layers the last wins, as there."""
+    return [f"{key}={json.dumps(value)}" for layer in layers for key, value in layer.items()]
+
+
+def _check_names(config: ComparisonConfig, path: Path) -> None:
+    """Raises ConfigError where a mixture is compared with one that is not there or has no base, or settings set the
+    seed."""
+    for where, name in [("against", config.against), *_againsts(config)]:
+        if name is None:
+            continue
+        if name not in config.mixtures:
+            raise ConfigError(f"{path}: {where}", f"{name!r} is no mixture here", nearest(name, config.mixtures))
+    for name in config.mixtures:
+        other = config.against_of(name)
+        if config.has_base(name) and not config.has_base(other):
+            problem = f"{name!r} is compared with {other!r}, which has no base"
+            raise ConfigError(f"{path}: mixtures.{other}.has_base", problem, "let it have one, or name another against")
+    layers = {"proxy_settings": config.proxy_settings, "base_settings": config.base_settings}
+    for name, entry in config.mixtures.items():
+        layers |= {f"mixtures.{name}.proxy": entry.proxy or {}, f"mixtures.{name}.base": entry.base}
+    for where, layer in layers.items():
+        if _OF_ALL_SEEDS in layer:
+            raise ConfigError(f"{path}: {where}", f"sets {_OF_ALL_SEEDS}", "name all seeds in `seeds`")
+
+
+def _againsts(config: ComparisonConfig) -> list[tuple[str, str | None]]:
+    return [(f"mixtures.{name}.against", entry.against) for name, entry in config.mixtures.items()]
+
+
+def _override(values: dict[str, Any], setting: str) -> None:
+    """Write one `key=value` into the raw values."""
+    keys, equals, text = setting.partition("=")
+    if not equals or not all(keys.split(".")):
+        raise ConfigError(
+            f"--set {setting}", "is no assignment", "write it like seeds=[0] or base_settings.training.steps=100"
+        )
+    try:
+        check_characters(setting)
+    except ValueError as error:
+        raise ConfigError(f"--set {setting}", str(error), "write whole characters") from None
+    try:
+        value = parse_json(text)
+    except ValueError:
+        value = text
+    inner = _SETTINGS.fullmatch(keys)
+    *sections, last = [*inner[1].split("."), inner[2]] if inner else keys.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {setting}", f"{section} is no section", "name a section and a key")
+    values[last] = value
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def _validated(kind: type[Kind], values: Any, section: str, path: Path) -> Kind:
+    """`values` as `kind`. Raises ConfigError for the first mistake, a misspelt key before what it leaves missing."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    location = [str(part) for part in first["loc"]]
+    where = f"{path}: {'.'.join([*([section] if section else []), *location]) or 'the file'}"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if first["type"] == "extra_forbidden":
+        return _refuse(where, "unknown key", nearest(location[-1], _keys(kind, location[:-1])))
+    if first["type"] == "missing":
+        return _refuse(where, "is missing", "add it")
+    if first["type"] == "value_error":
+        return _refuse(where, message, "mend it there")
+    return _refuse(where, f"{json.dumps(first['input'], default=str)[:200]} cannot stand", f"it {message}")
+
+
+def _refuse(where: str, problem: str, remedy: str) -> NoReturn:
+    raise ConfigError(where, problem, remedy)
+
+
+def _keys(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    """Valid keys of a section."""
+    for section in sections:
+        annotation = kind.model_fields[section].annotation
+        assert isinstance(annotation, type)
+        kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,68 @@
+"""What stages read, and what of it is refused before any of them runs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from doge_ds.config import BaseConfig
+from doge_ds.data.tokens import TokenStore
+from doge_ds.errors import ConfigError, DogeError, StoreError
+from doge_ds.experiments.comparison_config import EvaluationConfig
+from doge_ds.experiments.stages import Stage
+from doge_ds.mixture_schedule import chosen_schedule
+
+
+def weights_by_step(config: BaseConfig, store: TokenStore, mixture: str, path: Path) -> list[Any]:
+    """What a base trains on, from which step on."""
+    domains = config.data.train_domains or store.domains
+    tokens = {name: store.record(name, "train").tokens for name in domains}
+    stages = chosen_schedule(config, mixture, tokens, path)
+    return [[stage.from_step, stage.mixture.domains] for stage in stages]
+
+
+def refuse_too_many_parts(parts: int, proxy: Stage, base: BaseConfig) -> None:
+    """Raises ConfigError where the trajectory, or the base, has fewer steps than a schedule has parts."""
+    assert proxy.config is not None
+    training = proxy.config["training"]
+    logged = -(-training["steps"] // training["log_every"])
+    if parts > min(logged, base.training.steps):
+        problem = f"are {parts}, where the proxy logs {logged} steps and the base has {base.training.steps}"
+        raise ConfigError("stages", problem, "ask for fewer, or log more often (training.log_every of the proxy)")
+
+
+@lru_cache(maxsize=64)
+def open_store(path: str) -> TokenStore:
+    return TokenStore(path)
+
+
+def held_out_domains(store: TokenStore, wanted: Sequence[str] | None) -> list[str]:
+    """Domains that eval/run.py measures. Raises StoreError where a named one, or every one, has no held-out text."""
+    records = {name: store.record(name, "valid") for name in wanted or store.domains}
+    found = [name for name, record in records.items() if record.tokens and record.bytes]
+    if missing := [name for name in records if name not in found and (wanted or not found)]:
+        problem = f"{missing[0]!r} has no held-out tokens"
+        raise StoreError(str(store.path), problem, "name other evaluation.domains, or prepare it with a held-out share")
+    return found
+
+
+def refuse_another_tokenizer(trained_on: TokenStore, measured_on: TokenStore) -> None:
+    """Raises ConfigError where eval/run.py would refuse the model."""
+    if trained_on.manifest.tokenizer.sha256 != measured_on.manifest.tokenizer.sha256:
+        problem = f"has another tokenizer than {trained_on.path}, which the base is trained on"
+        raise ConfigError(f"evaluation.data {measured_on.path}", problem, "prepare it with that one")
+
+
+def task_names(wanted: EvaluationConfig) -> list[str]:
+    return [*([wanted.suite] if wanted.suite else []), *wanted.tasks]
+
+
+@contextmanager
+def saying(where: str) -> Iterator[None]:
+    """Errors within say first what they are about."""
+    try:
+        yield
+    except DogeError as error:
+        inner, problem, remedy = error.args
+        raise type(error)(f"{where}: {inner}", problem, remedy) from None

@@ -1,0 +1,80 @@
+"""How stages are started, and what is told of them; tests/test_compare.py runs them."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from doge_ds.errors import RunError
+from doge_ds.experiments.runner import Outcome, Slots, failure, write_inputs
+from doge_ds.experiments.stages import ScheduleOf, Stage
+from doge_ds.mixture_schedule import read_schedule_file
+from tests.reporting.run_directories import make_proxy
+
+
+def stage(folder: Path, schedule: ScheduleOf | None = None) -> Stage:
+    return Stage(
+        "base", "a", 0, "f" * 64, folder / "stages/base-a-s0-ffffffffff", (), config={"x": 1}, schedule=schedule
+    )
+
+
+def test_one_rank_on_a_cpu_needs_no_launcher(tmp_path: Path) -> None:
+    it = stage(tmp_path)
+    assert Slots(2, 1).command(it, 1) == [sys.executable, *it.words]
+
+
+def test_several_ranks_have_a_launcher_with_a_port_of_their_own(tmp_path: Path) -> None:
+    it = stage(tmp_path)
+    first, second = Slots(2, 2).command(it, 0), Slots(2, 2).command(it, 1)
+    assert first[-len(it.words) - 2 :] == ["--num_accelerators", "2", *it.words]
+    assert Path(first[0]).name == "deepspeed"
+    ports = [command[command.index("--master_port") + 1] for command in (first, second)]
+    assert ports[0] != ports[1]
+
+
+@pytest.mark.parametrize(("ranks", "devices"), [(1, ["0", "1", "2"]), (2, ["0,1", "2,3", "4,5"])])
+def test_every_slot_has_gpus_of_its_own(tmp_path: Path, ranks: int, devices: list[str]) -> None:
+    slots = Slots(3, ranks, gpus=6)
+    for slot, named in enumerate(devices):
+        command = slots.command(stage(tmp_path), slot)
+        assert command[command.index("--include") + 1] == f"localhost:{named}"
+
+
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert [Slots(*of).environment()["OMP_NUM_THREADS"] for of in ((1, 1), (2, 2), (16, 1))] == ["8", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert Slots(2, 2).environment()["OMP_NUM_THREADS"] == "5"
+
+
+def test_exit_status(tmp_path: Path) -> None:
+    one = [stage(tmp_path)]
+    assert Outcome().status == 0
+    assert Outcome(saved=one).status == 75
+    assert Outcome(failed=one, saved=one).status == 1
+    assert Outcome(failed=one, was_stopped=True).status == 75
+
+
+def test_a_failure_shows_the_last_lines(tmp_path: Path) -> None:
+    it = stage(tmp_path)
+    it.log.parent.mkdir()
+    it.log.write_bytes(b"".join(b"line %d\n" % number for number in range(100)) + b"\xff\n")
+    text = failure(it, 2)
+    assert text.splitlines()[0].startswith("error: base of a, seed 0: ended with status 2; its last lines, all are in ")
+    assert "  line 99" in text.splitlines()
+    assert "  line 50" not in text.splitlines()
+    assert "was ended by SIGKILL" in failure(it, -signal.SIGKILL)
+    assert f"ended without {it.result}" in failure(it, 0)
+
+
+def test_a_schedule_is_made_of_the_proxys_trajectory(tmp_path: Path) -> None:
+    run = make_proxy(tmp_path / "proxy")
+    it = stage(tmp_path, ScheduleOf(run, parts=2, base_steps=100))
+    write_inputs(it)
+    assert [part.from_step for part in read_schedule_file(it.schedule_file).schedule] == [0, 50]
+    assert it.words[-4:] == ["--mixture", str(it.schedule_file), "--output", str(it.directory)]
+    assert (it.directory.parent / "base-a-s0-ffffffffff.json").read_text() == '{\n  "x": 1\n}\n'
+    with pytest.raises(RunError, match="too few for 9 stages"):
+        write_inputs(stage(tmp_path, ScheduleOf(run, parts=9, base_steps=100)))

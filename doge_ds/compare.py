@@ -120,8 +120,8 @@ def choose_slots(parallel: int, ranks: int) -> "Slots":
     from doge_ds.experiments.runner import Slots, gpus_of_this_machine
 
     gpus = gpus_of_this_machine(os.environ)
-    if gpus and parallel * ranks > gpus:
-        problem = f"{parallel} stages of {ranks} ranks need {parallel * ranks} GPUs, and there are {gpus}"
+    if gpus and parallel * ranks > len(gpus):
+        problem = f"{parallel} stages of {ranks} ranks need {parallel * ranks} GPUs, and there are {len(gpus)}"
         raise ConfigError(f"--parallel {parallel}", problem, "give less, or fewer --ranks")
     return Slots(parallel, ranks, gpus)
 

@@ -154,6 +154,15 @@ def make_plan(path: Path, settings: Sequence[str], mixture: str | None, gpus: in
     )
 
 
+def operations(path: Path, settings: Sequence[str], mixture: str | None, ranks: int) -> Flops | None:
+    """The operations of one run and the programs' own checks alone, without memory, which takes most of a plan's time.
+
+    Raises:
+        DogeError: all that the program itself would refuse.
+    """
+    return _flops(_check(kind_of_run(path, settings)[0], path, settings, mixture, ranks))
+
+
 def _told(kind: Kind, mixture: str | None, has_mixture: bool) -> str:
     if kind == "proxy":
         return ""

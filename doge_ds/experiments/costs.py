@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from doge_ds.json_files import write_json
-from doge_ds.planning import make_plan
+from doge_ds.planning import operations
 
 
 class Costs:
-    """Plans that were made already; `ranks` is how many every run has."""
+    """Operations that were counted already; `ranks` is how many every run has."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -38,8 +38,8 @@ class Costs:
                 if reference is not None:
                     reference.save_pretrained(folder)
                     named = [f"doremi.reference={json.dumps(folder)}"]
-                plan = make_plan(path, [*settings, *named], mixture, self.ranks, None)
-            self._found[key] = plan.flops.total if plan.flops else None
+                flops = operations(path, [*settings, *named], mixture, self.ranks)
+            self._found[key] = flops.total if flops else None
         return self._found[key]
 
     def of_configuration(self, name: str, values: Mapping[str, Any], mixture: str) -> float | None:
@@ -47,5 +47,5 @@ class Costs:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.json"
             write_json(path, values)
-            plan = make_plan(path, [], mixture, self.ranks, None)
-        return plan.flops.total if plan.flops else None
+            flops = operations(path, [], mixture, self.ranks)
+        return flops.total if flops else None

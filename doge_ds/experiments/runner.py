@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from doge_ds.errors import DogeError, report
@@ -26,6 +27,7 @@ SAVED = 75  # what a training program ends with that has saved and is not finish
 LINES_OF_A_FAILURE = 12
 _SECONDS_BETWEEN_LOOKS = 0.1
 _PR_SET_PDEATHSIG = 1  # of prctl, Linux
+_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec little is safe
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,17 @@ class Slots:
     Attributes:
         parallel: stages at once.
         ranks: of each.
-        gpus: devices of this machine that deepspeed's launcher gives to ranks; 0 for CPUs.
+        gpus: numbers of the devices that deepspeed's launcher gives to ranks; none for CPUs.
     """
 
     parallel: int
     ranks: int
-    gpus: int = 0
+    gpus: tuple[int, ...] = ()
 
     @property
     def devices(self) -> str:
         """For people."""
-        return f"{self.gpus} GPUs" if self.gpus else "cpu"
+        return f"{len(self.gpus)} GPUs" if self.gpus else "cpu"
 
     def command(self, stage: Stage, slot: int) -> list[str]:
         """What starts a stage: one rank without a launcher on CPUs, else deepspeed's, on the slot's own devices."""
@@ -54,7 +56,7 @@ class Slots:
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "error"]
         launcher += ["--master_port", str(_free_port())]
         if self.gpus:
-            devices = range(slot * self.ranks, (slot + 1) * self.ranks)
+            devices = self.gpus[slot * self.ranks : (slot + 1) * self.ranks]
             return [*launcher, "--include", f"localhost:{','.join(map(str, devices))}", *stage.words]
         return [*launcher, "--num_accelerators", str(self.ranks), *stage.words]
 
@@ -183,18 +185,43 @@ class Runner:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: Any) -> None:
-        """Tell the stages that are running: first to save and end, then to end."""
+        """Tell the stages that are running: first to save and end, then to end at once."""
         self._signals += 1
         for running in self._running:
             self._signal(running.process)
 
     def _signal(self, process: "subprocess.Popen[bytes]") -> None:
         if process.poll() is None:
-            with suppress(ProcessLookupError):  # it has ended a moment ago
-                if self._signals == 1:
-                    process.send_signal(signal.SIGTERM)
-                else:
+            if self._signals == 1:
+                ask_to_end(process.pid)
+            else:
+                with suppress(ProcessLookupError):  # it has ended a moment ago
                     os.killpg(process.pid, signal.SIGKILL)
+
+
+def ask_to_end(leader: int) -> None:
+    """SIGTERM to a stage's ranks; its launcher ends when they have.
+
+    The deepspeed command itself would die of a SIGTERM and leave its ranks alone, and the launcher below it would give
+    them 30 seconds, which may not be enough to save. While there are no ranks yet, all processes get it.
+    """
+    ranks: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        ranks = [process for process in psutil.Process(leader).children(recursive=True) if _is_rank(process)]
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            rank.terminate()
+    if not ranks:
+        with suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGTERM)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    """Whether deepspeed's launcher has started it: it adds --local_rank."""
+    try:
+        return any(word.startswith("--local_rank") for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def write_inputs(stage: Stage) -> None:
@@ -238,13 +265,16 @@ def _free_port() -> int:
 
 def _end_with_parent() -> None:
     """In a stage's process, before its program: where we are killed by SIGKILL, it gets SIGTERM, and saves."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def gpus_of_this_machine(environment: Mapping[str, str]) -> int:
-    """GPUs that torch sees; 0 where DeepSpeed is told to run on CPUs."""
+def gpus_of_this_machine(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """Numbers of the GPUs that torch sees, as deepspeed's --include has them; none where DeepSpeed shall use CPUs."""
     if environment.get("DS_ACCELERATOR") == "cpu":
-        return 0
+        return ()
     import torch
 
-    return int(torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    # With --include deepspeed looks past this variable, so its numbers are said there.
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return tuple(map(int, visible)) if all(word.isdigit() for word in visible) else tuple(range(count))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -80,6 +81,7 @@ def drawing(name: str, width: float, height: float) -> Iterator[Figure]:
         yield figure
 
 
+@lru_cache(maxsize=4096)  # names stand in several charts
 def text_width(text: str) -> float:
     """Pixels that a text takes in the measuring font."""
     with warnings.catch_warnings():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from doge_ds.errors import RunError
-from doge_ds.experiments.runner import Outcome, Slots, failure, write_inputs
+from doge_ds.compare import choose_slots
+from doge_ds.errors import ConfigError, RunError
+from doge_ds.experiments.runner import Outcome, Slots, failure, gpus_of_this_machine, write_inputs
 from doge_ds.experiments.stages import ScheduleOf, Stage
 from doge_ds.mixture_schedule import read_schedule_file
 from tests.reporting.run_directories import make_proxy
@@ -33,12 +34,23 @@ def test_several_ranks_have_a_launcher_with_a_port_of_their_own(tmp_path: Path) 
     assert ports[0] != ports[1]
 
 
-@pytest.mark.parametrize(("ranks", "devices"), [(1, ["0", "1", "2"]), (2, ["0,1", "2,3", "4,5"])])
+@pytest.mark.parametrize(("ranks", "devices"), [(1, ["0", "1", "4"]), (2, ["0,1", "4,5", "6,7"])])
 def test_every_slot_has_gpus_of_its_own(tmp_path: Path, ranks: int, devices: list[str]) -> None:
-    slots = Slots(3, ranks, gpus=6)
+    slots = Slots(3, ranks, gpus=(0, 1, 4, 5, 6, 7))
     for slot, named in enumerate(devices):
         command = slots.command(stage(tmp_path), slot)
         assert command[command.index("--include") + 1] == f"localhost:{named}"
+
+
+def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert gpus_of_this_machine({}) == (0, 1)
+    assert gpus_of_this_machine({"CUDA_VISIBLE_DEVICES": "3,5"}) == (3, 5)
+    assert gpus_of_this_machine({"CUDA_VISIBLE_DEVICES": "3,5", "DS_ACCELERATOR": "cpu"}) == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    with pytest.raises(ConfigError, match="2 stages of 2 ranks need 4 GPUs, and there are 2"):
+        choose_slots(2, 2)
 
 
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from doge_ds.data.reading.recipes import read_recipe
 from doge_ds.data.tokens import TokenStore
 from doge_ds.data.verify import find_faults, store_table
 from doge_ds.errors import DogeError
+from doge_ds.experiments.comparison_config import as_settings, load_comparison
 from doge_ds.export import base_order
 from doge_ds.json_files import write_json
 from doge_ds.mixture import choose_mixture, read_mixture
@@ -43,10 +44,12 @@ from tests.fuzz.valid import (
     COMPARISON,
     DEEPSPEED,
     DOREMI,
+    DOREMI_PROXY,
     FACTS,
     MANIFEST,
     MIXTURE,
     MIXTURE_FILE,
+    MIXTURES_COMPARED,
     PROXY,
     PROXY_LINES,
     PROXY_RUN,
@@ -122,6 +125,15 @@ def _read_config(kind: type[RunConfig]) -> Callable[[Path, Any], None]:
         _use_config(load_config(kind, folder / "run.json"), folder)
 
     return read
+
+
+def _read_mixtures_compared(folder: Path, raw: bytes) -> None:
+    """As `doge-ds compare` does, before it reads the run configurations that it names."""
+    (folder / "compared.json").write_bytes(raw)
+    config = load_comparison(folder / "compared.json")
+    for name, entry in config.mixtures.items():
+        assert config.against_of(name) in config.mixtures
+        as_settings(config.proxy_settings, entry.proxy or {}, config.base_settings, entry.base)
 
 
 def _read_deepspeed(folder: Path, raw: bytes) -> None:
@@ -264,6 +276,8 @@ VALID: Mapping[str, list[bytes]] = {
 KINDS: Mapping[str, Kind] = {
     "proxy configuration": Kind(files(PROXY), _read_config(ProxyConfig), write_configurations),
     "base configuration": Kind(files(BASE), _read_config(BaseConfig), write_configurations),
+    "proxy configuration, DoReMi": Kind(files(DOREMI_PROXY), _read_config(ProxyConfig), write_configurations),
+    "configuration of a comparison": Kind(files(MIXTURES_COMPARED), _read_mixtures_compared),
     "DeepSpeed configuration": Kind(files(DEEPSPEED), _read_deepspeed, write_configurations),
     "--set of a proxy": Kind(assignments(PROXY), _read_settings(ProxyConfig, "proxy.json"), write_configurations),
     "--set of a base": Kind(assignments(BASE), _read_settings(BaseConfig, "base.json"), write_configurations),

@@ -42,6 +42,25 @@ PROXY = {
         "normalize": "cosine",
     },
 }
+DOREMI_PROXY = {
+    **{key: value for key, value in PROXY.items() if key != "doge"},
+    "method": "doremi",
+    "doremi": {"reference": "runs/reference/hf", "step_size": 0.5, "smoothing": 0.01, "gradient_dtype": "bfloat16"},
+}
+MIXTURES_COMPARED = {
+    "proxy": "proxy.json",
+    "base": "base.json",
+    "seeds": [0, 3],
+    "against": "uniform",
+    "base_settings": {"training.steps": 20},
+    "mixtures": {
+        "uniform": "uniform",
+        "doge": {"proxy": {"doge.mu": 0.1}, "stages": 4},
+        "doremi": {"proxy": {"method": "doremi"}, "reference_mixture": "natural", "has_base": False},
+    },
+    "evaluation": {"domains": ["wiki"], "tasks": ["piqa"], "limit": 0.5},
+    "groups": {"all": ["wiki"]},
+}
 STAGES = [{"from_step": 0, "mixture": MIXTURE}, {"from_step": 20, "mixture": "uniform"}]
 BASE = {**SHARED, "training": {**TRAINING, "global_batch_size": 8, "export_dtype": "bfloat16"}, "mixture": STAGES}
 

@@ -91,18 +91,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(table(stages, slots))
         return 0
     if arguments.summarize:
-        write_summaries(comparisons, arguments.output, slots.devices)
+        write_summaries(comparisons, arguments.output, None)  # the stages may have run anywhere
         return 0
     with locked(arguments.output):
         outcome = Runner(stages, slots).run()
         if outcome.was_stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return outcome.status
+        for stage in outcome.failed:
+            print(f"error: {stage.name} failed; see {stage.log}", file=sys.stderr)
+        if outcome.waiting:
+            print(f"{len(outcome.waiting)} stages that depend on others were not run", file=sys.stderr)
         write_summaries(comparisons, arguments.output, slots.devices)
-    for stage in outcome.failed:
-        print(f"error: {stage.name} failed; see {stage.log}", file=sys.stderr)
-    if outcome.waiting:
-        print(f"{len(outcome.waiting)} stages that depend on others were not run", file=sys.stderr)
     return outcome.status
 
 
@@ -162,15 +162,18 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(str(folder), "is being written by another doge-ds compare", "wait for its end") from None
     except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        raise ConfigError(f"--output {folder}", problem, "name a folder that is yours") from None
+        raise cannot_be_written(folder, error) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: str) -> None:
+def cannot_be_written(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--output {folder}", f"cannot be written ({error.strerror})", "name a folder that is yours")
+
+
+def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: str | None) -> None:
     """FOLDER/<name>/summary.json and report.html of each; of several comparisons FOLDER/report.html too."""
     from doge_ds.experiments.summary import summarize
     from doge_ds.json_files import write_json
@@ -178,7 +181,10 @@ def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: 
     written = []
     for comparison in comparisons:
         place = folder / comparison.name
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_be_written(folder, error) from None
         write_json(place / "summary.json", summarize(comparison, folder, devices))
         written.append(place / "summary.json")
     from doge_ds.reporting.comparison_page import write_comparison_page

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from doge_ds.errors import ConfigError
 from doge_ds.experiments.chains import Planner
 from doge_ds.experiments.runner import write_inputs
 from doge_ds.experiments.stages import Stage as Run
@@ -22,7 +23,11 @@ class JobsOfComparisons:
 
 
 def plan_comparisons(
-    files: Sequence[Path], settings: Sequence[str], folder: Path, ranks: int, sbatch: Mapping[str, Sequence[str]]
+    files: Sequence[Path],
+    settings: Sequence[str],
+    folder: Path,
+    ranks: int | None,
+    sbatch: Mapping[str, Sequence[str]],
 ) -> JobsOfComparisons:
     """Check all input and lay out the jobs; changes nothing.
 
@@ -30,16 +35,19 @@ def plan_comparisons(
         files: COMPARISON.json, one or several; stages that they share are one job.
         settings: as of `doge-ds compare --set`.
         folder: FOLDER.
-        ranks: of a job.
+        ranks: of a job; None where nobody said, which is refused where a reference model's batch depends on it.
         sbatch: options for proxies, bases (references too), evaluations, and under "report" for jobs of one task.
 
     Raises:
         DogeError: a comparison, or what it names, cannot be used.
     """
-    planner = Planner(folder, ranks)
+    planner = Planner(folder, ranks or 1)
     for file in files:
         planner.add(file, settings)
     runs = list(planner.stages.values())
+    if ranks is None and any(run.kind == "reference" and not run.is_finished for run in runs):
+        problem = "is missing: the reference models of DoReMi cut their batches by it"
+        raise ConfigError("--ranks", problem, "give the number of ranks of proxies and bases")
     names = {run.identity: run.directory.name for run in runs}
     chain: list[Stage] = []
     for run in runs:

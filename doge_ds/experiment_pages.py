@@ -1,6 +1,6 @@
 """The pages of docs/experiments/ and what they are made of, docs/results/, from finished comparisons.
 
-    doge-ds compare --config ds_configs/experiments/*_*.json --output runs/experiments --parallel 2
+    doge-ds compare --config ds_configs/experiments/catalan.json ... --output runs/experiments --parallel 2
     python -m doge_ds.experiment_pages runs/experiments
 
 Copies FOLDER/<name>/summary.json of every comparison in ds_configs/experiments/ that is there to

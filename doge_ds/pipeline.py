@@ -73,6 +73,7 @@ def _compare(options: argparse.Namespace) -> int:
             where = "PROXY.json" if name == "proxy" else f"--{name}"
             raise ConfigError(where, "does not go with --comparison, which says it itself", "leave it out")
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed logs while it is loaded, which takes seconds
+        from doge_ds.compare import locked
         from doge_ds.comparison_jobs import plan_comparisons, write_what_jobs_read
         from doge_ds.training.launch import quieten_libraries
 
@@ -84,8 +85,9 @@ def _compare(options: argparse.Namespace) -> int:
         print_commands(plan.chain, folder)
     else:
         refuse_while_queued(folder)
-        write_what_jobs_read(plan)
-        submit(plan.chain, folder)
+        with locked(folder):  # `doge-ds compare` is not at work there
+            write_what_jobs_read(plan)
+            submit(plan.chain, folder)
     return 0
 
 
@@ -237,7 +239,7 @@ def _parser() -> Parser:
         help="of the comparisons, as of `doge-ds compare`",
     )
     compare.add_argument(
-        "--ranks", type=positive, default=1, metavar="N", help="of a job, for the micro-batches of DoReMi's references"
+        "--ranks", type=positive, metavar="N", help="of a job; needed where DoReMi's reference models are trained"
     )
     text = parser.add_argument_group("preparing the store that both configurations name")
     text.add_argument("--recipe", type=Path, metavar="RECIPE", help="as of `doge-ds prepare`")

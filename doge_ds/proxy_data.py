@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,10 @@ def with_reference(config: ProxyConfig, given: str | None) -> ProxyConfig:
         problem = f"belongs to method doremi, and this is {config.method}"
         raise ConfigError(f"--reference {given}", problem, 'leave it out, or set "method": "doremi"')
     name = given or config.doremi.reference
-    if name is not None and (Path(name) / "run.json").is_file():
+    if name is not None and os.path.isfile(Path(name) / "run.json"):  # Path.is_file raises OSError for a long name
         if not (Path(name) / "hf").is_dir():
-            raise ModelError(f"--reference {name}", "is a run that has exported no model yet", "wait for its end")
+            remedy = "name a run of train_base.py, and wait for its end"
+            raise ModelError(f"--reference {name}", "is a run that has exported no model", remedy)
         name = str(Path(name) / "hf")
     return config.model_copy(update={"doremi": config.doremi.model_copy(update={"reference": name})})
 
@@ -89,11 +91,17 @@ def reference_facts(config: ProxyConfig) -> dict[str, Any]:
     name = config.doremi.reference
     if config.method != "doremi" or name is None:
         return {}
-    if not Path(name).is_dir():
-        return {"reference": name}
-    files = sorted([Path(name) / "config.json", *Path(name).glob("*.safetensors*")])
-    digest = hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode())
-    return {"reference": digest.hexdigest()}
+    return {"reference": model_hash(name)}
+
+
+def model_hash(name: str) -> str:
+    """sha256 over the files of a Hugging Face folder that make the model, 64 hex digits; of the hub the name itself."""
+    if not os.path.isdir(name):
+        return name
+    files = [file for file in sorted(Path(name).glob("*.safetensors*")) if file.is_file()]
+    if (config := Path(name) / "config.json").is_file():
+        files.insert(0, config)
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 def sequences_read(loader: ProxyLoader, step: int, rows: Sequence[str], losses: torch.Tensor) -> str:

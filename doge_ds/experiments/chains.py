@@ -13,6 +13,7 @@ from doge_ds.experiments.comparison_config import ComparisonConfig, as_settings,
 from doge_ds.experiments.costs import Costs
 from doge_ds.experiments.inputs import (
     held_out_domains,
+    model_facts,
     open_store,
     refuse_another_tokenizer,
     refuse_too_many_parts,
@@ -118,7 +119,7 @@ class _Builder:
         """Raises DogeError where the bases could not be evaluated as asked for."""
         if self._base is None:
             assert self._proxy is not None
-            proxy = load_config(ProxyConfig, self._proxy, as_settings(self._config.proxy_settings))
+            proxy = load_config(ProxyConfig, self._proxy, self._proxy_settings({}))
             self.domains, _ = choose_domains(proxy, open_store(proxy.data.path))
             return
         wanted = self._config.evaluation
@@ -145,6 +146,9 @@ class _Builder:
             proxy = self._proxy_config(name, seed)
             if proxy.method == "doremi" and proxy.doremi.reference is None:
                 found["reference"] = self._reference(name, seed, proxy)
+            elif "reference_mixture" in self._config.mixtures[name].model_fields_set:
+                problem = "is of no use where no reference model is trained: with DoGE, or with doremi.reference"
+                raise ConfigError("reference_mixture", problem, "leave it out")
             found["proxy"] = self._learn(name, seed, proxy, found.get("reference"))
         elif name not in self.given:
             self.given[name] = self._given_weights(name)
@@ -162,25 +166,27 @@ class _Builder:
             stages = weights_by_step(base, open_store(base.data.path), given, self._path)
             return mean_weights([(start, weights) for start, weights in stages], base.training.steps)
         assert self._proxy is not None
-        proxy = load_config(ProxyConfig, self._proxy, as_settings(self._config.proxy_settings))
+        proxy = load_config(ProxyConfig, self._proxy, self._proxy_settings({}))
         store = open_store(proxy.data.path)
         tokens = {domain: store.record(domain, "train").tokens for domain in choose_domains(proxy, store)[0]}
         return choose_mixture(given, tokens).domains
 
-    def _proxy_settings(self, name: str, seed: int) -> list[str]:
+    def _proxy_settings(self, entry: Mapping[str, Any], seed: int | None = None) -> list[str]:
         """`--set` of a proxy. The section of the method that it does not have is emptied: one file serves both."""
         assert self._proxy is not None
-        entry = self._config.mixtures[name].proxy or {}
         layers: list[Mapping[str, Any]] = [self._config.proxy_settings, entry]
         in_file = read_json_object(self._proxy).get("method", "doge")
         method = next((layer["method"] for layer in reversed(layers) if "method" in layer), in_file)
-        if method in OTHER_METHOD and method != in_file:
+        if isinstance(method, str) and method in OTHER_METHOD and method != in_file:
             layers.insert(1, {OTHER_METHOD[method]: {}})
-        return as_settings(*layers, {"training.seed": seed})
+        return as_settings(*layers, {} if seed is None else {"training.seed": seed})
+
+    def _settings_of(self, name: str, seed: int) -> list[str]:
+        return self._proxy_settings(self._config.mixtures[name].proxy or {}, seed)
 
     def _proxy_config(self, name: str, seed: int) -> ProxyConfig:
         assert self._proxy is not None
-        return load_config(ProxyConfig, self._proxy, self._proxy_settings(name, seed))
+        return load_config(ProxyConfig, self._proxy, self._settings_of(name, seed))
 
     def _reference(self, name: str, seed: int, proxy: ProxyConfig) -> Stage:
         """DoReMi's reference model: a base like the proxy, on a mixture that is given."""
@@ -189,14 +195,14 @@ class _Builder:
         config = reference_config(proxy, domains, self._planner.costs.ranks)
         mixture = self._mixture_argument(self._config.mixtures[name].reference_mixture)
         flops = self._planner.costs.of_configuration("reference", config.model_dump(mode="json"), mixture)
+        weights = weights_by_step(config, store, mixture, self._path)
         return self._planner.stage(
             "reference",
             name,
             seed,
-            identity_of(
-                "reference", config, store=store.facts(), mixture=weights_by_step(config, store, mixture, self._path)
-            ),
-            arguments=("--mixture", mixture),
+            identity_of("reference", config, store=store.facts(), mixture=weights, **model_facts(config)),
+            arguments=() if is_file(mixture) else ("--mixture", mixture),
+            weights=weights if is_file(mixture) else None,
             config=config.model_dump(mode="json"),
             flops=flops,
         )
@@ -208,13 +214,13 @@ class _Builder:
             tokenizer, length = store.manifest.tokenizer, proxy.data.sequence_length
             sizes = (tokenizer.vocabulary_size, tokenizer.end_of_text_id, length)
             untrained = model_config(proxy.model, *sizes, tokenizer_sha256=tokenizer.sha256)
-        flops = self._planner.costs.of_run(self._proxy, self._proxy_settings(name, seed), None, untrained)
+        flops = self._planner.costs.of_run(self._proxy, self._settings_of(name, seed), None, untrained)
         before = (reference.identity,) if reference else ()
         return self._planner.stage(
             "proxy",
             name,
             seed,
-            identity_of("proxy", proxy, store=store.facts(), upstream=before),
+            identity_of("proxy", proxy, store=store.facts(), upstream=before, **model_facts(proxy)),
             arguments=("--reference", str(reference.directory / "hf")) if reference else (),
             after=before,
             config=proxy.model_dump(mode="json"),
@@ -227,12 +233,13 @@ class _Builder:
         entry = self._config.mixtures[name]
         settings = as_settings(self._config.base_settings, entry.base, {"training.seed": seed})
         config = load_config(BaseConfig, self._base, settings)
-        store, schedule = open_store(config.data.path), None
-        facts: dict[str, Any] = {"store": store.facts()}
+        store, schedule, weights = open_store(config.data.path), None, None
+        facts: dict[str, Any] = {"store": store.facts(), **model_facts(config)}
         if proxy is None:
             given = self._mixture_argument(entry.mixture or "")
             flops = self._planner.costs.of_run(self._base, settings, given)
             facts["mixture"] = weights_by_step(config, store, given, self._path)
+            weights = facts["mixture"] if is_file(given) else None
         else:
             flops = self._planner.costs.of_run(self._base, [*settings, ANY_EPOCHS], "uniform")
             self._check_domains(name, seed, config, store)
@@ -246,7 +253,8 @@ class _Builder:
             name,
             seed,
             identity_of("base", config, **facts),
-            arguments=() if schedule else ("--mixture", given),
+            arguments=() if schedule or weights else ("--mixture", given),
+            weights=weights,
             after=(proxy.identity,) if proxy else (),
             config=config.model_dump(mode="json"),
             schedule=schedule,
@@ -279,10 +287,15 @@ class _Builder:
 
     def _mixture_argument(self, mixture: str) -> str:
         """What `--mixture` takes: words and published names as they are, files from the comparison's folder on."""
-        if mixture in ("uniform", "natural", *published_names()):
+        if not is_file(mixture):
             return mixture
         path = self._path.parent / mixture
         return str(path) if path.exists() or "/" in mixture or mixture.endswith(".json") else mixture
+
+
+def is_file(mixture: str) -> bool:
+    """Whether `--mixture` means a file, which may change while stages wait, and not a word or a published name."""
+    return mixture not in ("uniform", "natural", *published_names())
 
 
 def reference_config(proxy: ProxyConfig, train_domains: Sequence[str], ranks: int) -> BaseConfig:
@@ -292,13 +305,15 @@ def reference_config(proxy: ProxyConfig, train_domains: Sequence[str], ranks: in
     """
     training = proxy.training.model_dump(exclude={"sequences_per_domain"})
     each = proxy.training.sequences_per_domain
-    training["seed"] = proxy.training.seed + ANOTHER_ORDER
+    training["seed"] = (proxy.training.seed + ANOTHER_ORDER) % 2**63
     training["global_batch_size"] = len(train_domains) * each
     training["micro_batch_size"] = proxy.training.micro_batch_size or max(1, each // ranks)
-    zero = {**proxy.deepspeed.get("zero_optimization", {}), "stage": 3}
+    zero = proxy.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError("deepspeed.zero_optimization", f"{zero!r} is no section", "see ds_configs/zero2.json")
     return BaseConfig(
         model=proxy.model,
         data=proxy.data.model_copy(update={"train_domains": list(train_domains)}),
         training=BaseTrainingConfig(**training),
-        deepspeed={**proxy.deepspeed, "zero_optimization": zero},
+        deepspeed={**proxy.deepspeed, "zero_optimization": {**zero, "stage": 3}},
     )

@@ -28,6 +28,13 @@ class EvaluationConfig(Section):
     limit: float | None = Field(default=None, gt=0, description="Questions of each task, or below 1 that part.")
     data_root: str | None = Field(default=None, description="Folder of datasets that eval/prefetch.py has made.")
 
+    @field_validator("limit")
+    @classmethod
+    def _is_a_part_or_a_number(cls, limit: float | None) -> float | None:
+        if limit is not None and limit > 1 and limit != int(limit):
+            raise ValueError(f"limit {limit} is neither a part, below 1, nor a whole number of questions")
+        return limit
+
 
 class MixtureEntry(Section):
     """One mixture: given (`mixture`) or learned by a proxy (`proxy`)."""
@@ -166,6 +173,9 @@ def _override(values: dict[str, Any], setting: str) -> None:
     except ValueError:
         value = text
     inner = _SETTINGS.fullmatch(keys)
+    name = keys.split(".")[1] if keys.startswith("mixtures.") else None
+    if name is not None and isinstance(values.get("mixtures"), dict) and name not in values["mixtures"]:
+        raise ConfigError(f"--set {setting}", f"{name!r} is no mixture here", nearest(name, values["mixtures"]))
     *sections, last = [*inner[1].split("."), inner[2]] if inner else keys.split(".")
     for section in sections:
         if values.get(section) is None:

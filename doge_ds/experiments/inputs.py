@@ -6,12 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from doge_ds.config import BaseConfig
+from doge_ds.config import BaseConfig, ProxyConfig, RunConfig
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, DogeError, StoreError
 from doge_ds.experiments.comparison_config import EvaluationConfig
 from doge_ds.experiments.stages import Stage
 from doge_ds.mixture_schedule import chosen_schedule
+from doge_ds.proxy_data import model_hash, reference_facts
 
 
 def weights_by_step(config: BaseConfig, store: TokenStore, mixture: str, path: Path) -> list[Any]:
@@ -20,6 +21,14 @@ def weights_by_step(config: BaseConfig, store: TokenStore, mixture: str, path: P
     tokens = {name: store.record(name, "train").tokens for name in domains}
     stages = chosen_schedule(config, mixture, tokens, path)
     return [[stage.from_step, stage.mixture.domains] for stage in stages]
+
+
+def model_facts(config: RunConfig) -> dict[str, Any]:
+    """What tells models that a run reads from others in the same place: hashes of their files, where there are any."""
+    found = reference_facts(config) if isinstance(config, ProxyConfig) else {}
+    if isinstance(name := config.model.get("pretrained"), str):
+        found["pretrained"] = model_hash(name)
+    return found
 
 
 def refuse_too_many_parts(parts: int, proxy: Stage, base: BaseConfig) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from doge_ds.config import MixtureStage
 from doge_ds.errors import DogeError, report
 from doge_ds.experiments.stages import Stage, beside
 from doge_ds.json_files import write_json
+from doge_ds.mixture_schedule import ScheduleFile
 from doge_ds.mixture_stages import schedule_of_run
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -235,6 +237,9 @@ def write_inputs(stage: Stage) -> None:
         stage.directory.mkdir(exist_ok=True)
     if stage.config is not None:
         write_json(beside(stage.directory, ".json"), stage.config)
+    if stage.weights:
+        parts = [MixtureStage(from_step=step, mixture=weights) for step, weights in stage.weights]
+        ScheduleFile(schedule=parts).write(stage.schedule_file)
     if stage.schedule:
         wanted = stage.schedule
         schedule_of_run(wanted.run, wanted.parts, wanted.base_steps).write(stage.schedule_file)

@@ -73,6 +73,8 @@ class Stage:
         config: resolved run configuration, which is written beside the directory: what is running does not change
             where the user edits a file.
         schedule: of a base that trains on one.
+        weights: what a stage trains on where the user's file says so, as pairs of a step and weights from it on: that
+            file may be another when the stage starts.
         flops: floating-point operations; None where they cannot be counted.
     """
 
@@ -85,6 +87,7 @@ class Stage:
     after: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
     schedule: ScheduleOf | None = None
+    weights: Sequence[Any] | None = None
     flops: float | None = None
 
     @property
@@ -113,12 +116,12 @@ class Stage:
         shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
         output = self.result if self.kind == "eval" else self.directory
         config = ["--config", str(beside(self.directory, ".json"))] if self.config is not None else []
-        mixture = ["--mixture", str(self.schedule_file)] if self.schedule else []
+        mixture = ["--mixture", str(self.schedule_file)] if self.schedule or self.weights else []
         return [str(shown), *config, *self.arguments, *mixture, "--output", str(output)]
 
     @property
     def schedule_file(self) -> Path:
-        """Of a stage that has a schedule."""
+        """Of a stage that has a schedule, or weights from a file."""
         return beside(self.directory, ".schedule.json")
 
 
@@ -144,6 +147,8 @@ def deciding_values(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     if isinstance(config, ProxyConfig):
         values.pop(OTHER_METHOD[config.method], None)
+        if config.method == "doremi" and config.doremi.reference is not None:
+            values["doremi"]["reference"] = "known by its content"
     for key in FREE_KEYS:
         *sections, last = key.split(".")
         inner = values

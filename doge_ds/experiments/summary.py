@@ -1,13 +1,14 @@
 """summary.json of one comparison, from what its finished stages left; docs/comparing.md says what stands in it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from doge_ds.errors import DogeError
 from doge_ds.experiments.chains import Chain, Comparison
 from doge_ds.experiments.numbers import (
     across_seeds,
@@ -20,11 +21,12 @@ from doge_ds.experiments.numbers import (
 )
 from doge_ds.experiments.stages import KINDS, Kind, Stage
 from doge_ds.reporting.metrics import Metrics, read_metrics
-from doge_ds.reporting.run_files import Results, RunRecord, read_facts, read_runs, validate_file
+from doge_ds.reporting.run_files import Facts, Results, RunRecord, read_facts, read_runs, validate_file
 
 VERSION = 1
 MOST_POINTS = 120  # of a trajectory
 
+Kept = TypeVar("Kept")
 Numbers = dict[str, dict[int, float | None]]  # by domain or task, then by seed
 
 
@@ -44,12 +46,12 @@ class Found:
     results: dict[int, Results]
 
 
-def summarize(comparison: Comparison, folder: Path, devices: str) -> dict[str, Any]:
+def summarize(comparison: Comparison, folder: Path, devices: str | None) -> dict[str, Any]:
     """All of it, as JSON; a seed whose stages are not finished is left out of its numbers.
 
     Args:
         folder: that the stages lie in; their places are relative to it.
-        devices: what they ran on, in words.
+        devices: what they ran on, in words; None where that was another machine, or nobody knows.
 
     Raises:
         DogeError: a file that a stage left is damaged.
@@ -63,7 +65,7 @@ def summarize(comparison: Comparison, folder: Path, devices: str) -> dict[str, A
         "name": comparison.name,
         "against": config.against or next(iter(config.mixtures)),
         "seeds": config.seeds,
-        "machine": {"cores": os.cpu_count(), "devices": devices},
+        "machine": {"cores": os.cpu_count() if devices else None, "devices": devices},
         "complete": all(stage.is_finished for stage in stages),
         "groups": comparison.groups,
         "mixtures": {
@@ -82,16 +84,37 @@ def summarize(comparison: Comparison, folder: Path, devices: str) -> dict[str, A
 
 def _look(comparison: Comparison, name: str) -> Found:
     chains, staged = comparison.chains[name], comparison.config.mixtures[name].stages is not None
-    proxies = {seed: read_runs([stage.directory])[0] for seed, stage in _finished(chains, "proxy").items()}
+    proxies = {seed: _read(stage, _run) for seed, stage in _finished(chains, "proxy").items()}
     if name in comparison.given:
         weights = dict.fromkeys(chains, comparison.given[name])
     else:
         weights = {seed: run.mixture.domains for seed, run in proxies.items() if run.mixture}
     if staged:  # each part counts by the base's steps, not the proxy's
-        facts = {seed: read_facts(stage.directory) for seed, stage in _finished(chains, "base").items()}
+        facts = {seed: _read(stage, _facts) for seed, stage in _finished(chains, "base").items()}
         weights |= {seed: of.mixture for seed, of in facts.items() if of.mixture}
-    results = {seed: validate_file(Results, stage.result) for seed, stage in _finished(chains, "eval").items()}
+    results = {seed: _read(stage, _results) for seed, stage in _finished(chains, "eval").items()}
     return Found(chains, proxies, weights, results)
+
+
+def _run(stage: Stage) -> RunRecord:
+    return read_runs([stage.directory])[0]
+
+
+def _facts(stage: Stage) -> Facts:
+    return read_facts(stage.directory)
+
+
+def _results(stage: Stage) -> Results:
+    return validate_file(Results, stage.result)
+
+
+def _read(stage: Stage, read: Callable[[Stage], Kept]) -> Kept:
+    """What a finished stage left. Raises DogeError with the remedy for a stage, which is to do it again."""
+    try:
+        return read(stage)
+    except DogeError as error:
+        where, problem, _ = error.args
+        raise type(error)(where, problem, f"remove {stage.directory}, and start the comparison again") from None
 
 
 def _finished(chains: Mapping[int, Chain], kind: Kind) -> dict[int, Stage]:
@@ -232,6 +255,8 @@ def _last_weights(metrics: Metrics) -> dict[str, float | None]:
 def _half_to_end(run: RunRecord) -> float | None:
     """Total variation distance of the mean weights at the logged step next to half of the run to those at its end."""
     metrics, names = run.metrics, run.metrics.names("mean_weight/")
+    if not names:
+        return None
     means = np.stack([metrics.columns[f"mean_weight/{name}"] for name in names], axis=1)
     known = np.flatnonzero(np.isfinite(means).all(axis=1))
     if not len(known):
@@ -243,13 +268,15 @@ def _half_to_end(run: RunRecord) -> float | None:
 
 def _cosines(metrics: Sequence[Metrics]) -> dict[str, Any] | None:
     """Mean over seeds of each run's mean cosines; None where no Gram matrix was logged."""
-    measured = [of for of in metrics if of.cosines is not None and of.cosine_rows == metrics[0].cosine_rows]
+    measured = [of for of in metrics if of.cosines is not None]
     if not measured:
         return None
-    stacked = np.stack([np.asarray(of.cosines) for of in measured])
+    rows = measured[0].cosine_rows
+    measured = [of for of in measured if set(of.cosine_rows) == set(rows)]
+    places = [[of.cosine_rows.index(name) for name in rows] for of in measured]  # with subsets the order may differ
+    stacked = np.stack([np.asarray(of.cosines)[np.ix_(at, at)] for of, at in zip(measured, places, strict=True)])
     counts = np.isfinite(stacked).sum(axis=0)
     mean = np.divide(np.nansum(stacked, axis=0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
-    rows = measured[0].cosine_rows
     return {"rows": rows, "columns": rows, "values": mean.tolist()}
 
 

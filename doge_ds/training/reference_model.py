@@ -19,7 +19,7 @@ def reference_config(
         ModelError: it is no model.
     """
     if name is None:
-        remedy = "train one with train_base.py, and name it with --reference or doremi.reference"
+        remedy = "train one with train_base.py, and name it in doremi.reference, or train_proxy.py's --reference"
         raise ConfigError("method doremi", "needs a reference model", remedy)
     try:
         return model_config(

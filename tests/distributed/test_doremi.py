@@ -85,7 +85,7 @@ def test_the_run_knows_its_reference_by_content_not_by_place(folder: Path) -> No
 
 def test_what_cannot_be_a_reference_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     missing = error(Ranks(1, PROXY, "--config", str(folder / "proxy.json"), "--output", str(tmp_path / "run")))
-    assert "method doremi: needs a reference model; train one with train_base.py, and name it with --ref" in missing
+    assert "method doremi: needs a reference model; train one with train_base.py, and name it in doremi" in missing
     assert "is no folder; give a Hugging Face folder" in error(start(folder, "new", "nowhere", ranks=1))
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()

@@ -1,18 +1,27 @@
 """From a comparison to its stages: what is one stage, what depends on what, what a change touches, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from doge_ds.config import BaseConfig, ProxyConfig, load_config
+from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import DogeError
 from doge_ds.experiments.chains import ANOTHER_ORDER, Comparison, Planner, reference_config
+from doge_ds.experiments.runner import write_inputs
 from doge_ds.experiments.stages import Stage
+from doge_ds.mixture_schedule import chosen_schedule
 from doge_ds.planning import make_plan
-from tests.distributed.small_runs import small_store
+from doge_ds.training.model import model_config
+from tests.distributed.small_runs import MODEL, SEQUENCE_LENGTH, small_store
 from tests.experiments.comparisons import write_comparison
+
+DOREMI = ["mixtures.doge.proxy.method=doremi", 'proxy_settings.data.train_domains=["a", "b", "c"]']
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +173,8 @@ def test_doremi_has_a_reference_like_the_proxy(tmp_path: Path, store: Path) -> N
     path = write_comparison(tmp_path, store, base=None, seeds=[2], mixtures={"uniform": "uniform", "doremi": entry})
     chain = plan(path)[1].chains["doremi"][2]
     reference, proxy = chain["reference"], chain["proxy"]
-    assert reference.words[-4:-2] == ["--mixture", f"{tmp_path}/given.json"]
+    assert reference.words[-4:-2] == ["--mixture", str(reference.schedule_file)]
+    assert reference.weights == [[0, {"a": 0.75, "b": 0.25}]]
     assert proxy.words[-4:-2] == ["--reference", f"{reference.directory}/hf"]
     assert proxy.after == (reference.identity,)
     config = reference.config
@@ -206,6 +216,9 @@ def test_a_reference_runs_on_as_many_ranks_as_the_proxy(tmp_path: Path, store: P
         ({}, ["base_settings.deepspeed.zero_optimization.stage=2"], "mixtures.uniform: deepspeed.zero_optimization"),
         ({}, ["mixtures.doge.stages=13"], "mixtures.doge: stages: are 13, where the proxy logs 12 steps"),
         ({}, ["mixtures.doge.proxy.method=doremi"], "the proxy will learn: has a weight for 'x'"),
+        ({}, ["mixtures.doge.proxy.method=[\"doremi\"]"], 'method: ["doremi"] cannot stand'),
+        ({}, ["mixtures.doge.reference_mixture=natural"], "reference_mixture: is of no use where no reference"),
+        ({}, [*DOREMI, "proxy_settings.deepspeed.zero_optimization=3"], "deepspeed.zero_optimization: 3 is no section"),
         ({}, ["evaluation.domains=[\"q\"]"], "has no domain 'q'"),
         ({}, ["groups={\"g\": [\"y\"]}"], "c.json: groups.g: 'y' is not among the evaluated domains; known are: a, b"),
         ({}, ["evaluation.suite=doge6", "evaluation.data_root=none"], "--data_root none: lacks "),
@@ -218,3 +231,42 @@ def test_a_mistake_is_one_line_before_anything_runs(
         plan(write_comparison(tmp_path, store, **changes), *settings)
     assert message.replace("{}", str(tmp_path)) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_stage_has_the_weights_that_its_file_had_when_it_was_planned(tmp_path: Path, store: Path) -> None:
+    file = tmp_path / "m.json"
+    file.write_text(json.dumps({"version": 1, "domains": {"a": 0.5, "b": 0.2, "c": 0.3}}))
+    _, comparison = plan(write_comparison(tmp_path, store, seeds=[0], mixtures={"m": "m.json"}))
+    base = comparison.chains["m"][0]["base"]
+    assert base.words[base.words.index("--mixture") + 1] == str(base.schedule_file)
+    file.write_text(json.dumps({"version": 1, "domains": {"a": 0.1, "b": 0.1, "c": 0.8}}))
+    write_inputs(base)
+    config = load_config(BaseConfig, tmp_path / "base.json")
+    (stage,) = chosen_schedule(config, str(base.schedule_file), dict.fromkeys("abc", 10), tmp_path / "base.json")
+    assert stage.mixture.domains == {"a": 0.5, "b": 0.2, "c": 0.3}
+    _, changed = plan(tmp_path / "c.json")
+    assert changed.chains["m"][0]["base"].identity != base.identity
+
+
+def test_models_that_runs_start_from_or_are_compared_with_count_by_their_content(tmp_path: Path, store: Path) -> None:
+    tokenizer = TokenStore(store).manifest.tokenizer
+    shape = model_config(MODEL, tokenizer.vocabulary_size, tokenizer.end_of_text_id, SEQUENCE_LENGTH)
+    model = AutoModelForCausalLM.from_config(shape)
+    model.save_pretrained(tmp_path / "model")
+    shutil.copytree(tmp_path / "model", tmp_path / "moved")
+    path = write_comparison(tmp_path, store, seeds=[0], groups={"all": ["a", "b", "c"]})
+    doremi = [*DOREMI, f"mixtures.doge.proxy.doremi.reference={tmp_path}/model"]
+    started = [f'base_settings.model={{"pretrained": "{tmp_path}/model"}}']
+
+    def identities() -> list[str]:
+        proxy = plan(path, *doremi)[1].chains["doge"][0]["proxy"].identity
+        return [proxy, plan(path, *started)[1].chains["uniform"][0]["base"].identity]
+
+    before = identities()
+    assert identities() == before
+    elsewhere = [setting.replace("/model", "/moved") for setting in doremi]
+    assert plan(path, *elsewhere)[1].chains["doge"][0]["proxy"].identity == before[0]
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path / "model")
+    assert all(now != then for now, then in zip(identities(), before, strict=True))

@@ -65,6 +65,7 @@ def test_settings_keep_their_dots_and_the_last_wins(tmp_path: Path) -> None:
         ({"mixtures": {"u": {"mixture": "uniform", "has_base": False}, "n": "natural"}},
          "c.json: mixtures.u.has_base: 'n' is compared with 'u', which has no base"),
         ({"base_settings": {"training.seed": 3}}, "c.json: base_settings: sets training.seed; name all seeds in"),
+        ({"evaluation": {"limit": 1.5}}, "evaluation.limit: limit 1.5 is neither a part, below 1, nor a whole number"),
         ({"groups": {"all": []}}, "c.json: the file: the group 'all' names no domain, or one twice"),
     ],
 )  # fmt: skip
@@ -80,6 +81,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, changes: dict[str, Any], message:
     [
         ("seeds", "--set seeds: is no assignment"),
         ("base.x=1", "--set base.x=1: base is no section"),
+        ("mixtures.x.proxy.doge.mu=0.5", "--set mixtures.x.proxy.doge.mu=0.5: 'x' is no mixture here"),
         ("seed=[1]", "c.json: seed: unknown key; did you mean 'seeds'?"),
         ("seeds=\udc80", "--set seeds=\\udc80: it has \\udc80, half of a character"),
     ],

@@ -90,7 +90,9 @@ def test_what_cannot_be_a_reference_is_refused_in_one_line(folder: Path, tmp_pat
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "run.json").write_text("{}")
-    assert "is a run that has exported no model; name a run of train_base.py" in error(start(folder, "new", str(unfinished), ranks=1))
+    assert "is a run that has exported no model; name a run of train_base.py" in error(
+        start(folder, "new", str(unfinished), ranks=1)
+    )
     altered = shutil.copytree(folder / "reference/hf", tmp_path / "altered")
     config = json.loads((altered / "config.json").read_text())
     (altered / "config.json").write_text(json.dumps({**config, "doge_ds_tokenizer_sha256": "0" * 64}))

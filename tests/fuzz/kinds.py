@@ -254,6 +254,8 @@ def _read_summary(folder: Path, raw: bytes) -> None:
 VALID: Mapping[str, list[bytes]] = {
     "proxy configuration": [whole(PROXY)],
     "base configuration": [whole(BASE)],
+    "proxy configuration, DoReMi": [whole(DOREMI_PROXY)],
+    "configuration of a comparison": [whole(MIXTURES_COMPARED)],
     "DeepSpeed configuration": [whole(DEEPSPEED)],
     "mixture": [whole(MIXTURE_FILE)],
     "mixture, JSON of weights": [whole(DOREMI), whole(MIXTURE)],

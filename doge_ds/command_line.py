@@ -38,6 +38,13 @@ positive.__name__ = "positive whole number"
 natural.__name__ = "whole number"
 
 
+def add_settings(parser: argparse._ActionsContainer, text: str) -> None:
+    """`--set`, of a parser or a group; `text` is its help."""
+    parser.add_argument(
+        "--set", dest="settings", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text
+    )
+
+
 @dataclass(frozen=True)
 class RunArguments:
     """What a run is started with."""
@@ -82,15 +89,7 @@ def read_run_arguments(description: str, arguments: Sequence[str] | None, needs_
         help="where the directory holds an unfinished run with another number of sequences a step: go on with this one "
         "from its latest checkpoint on",
     )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings that replace the file's, like training.steps=100 or doge.target='[\"books\"]'",
-    )
+    add_settings(parser, "settings that replace the file's, like training.steps=100 or doge.target='[\"books\"]'")
     parser.add_argument("--output", type=Path, help="run directory; by default runs/<the configuration's name>")
     parser.add_argument(
         "--resume",

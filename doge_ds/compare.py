@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from doge_ds.command_line import positive
+from doge_ds.command_line import add_settings, positive
 from doge_ds.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -52,15 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=DEFAULT_FOLDER, metavar="FOLDER", help=f"by default {DEFAULT_FOLDER}"
     )
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings that replace those of all comparisons, like seeds=[0]",
-    )
+    add_settings(parser, "settings that replace those of all comparisons, like seeds=[0]")
     parser.add_argument("--parallel", type=positive, default=1, metavar="N", help="stages at once (default 1)")
     parser.add_argument("--ranks", type=positive, default=1, metavar="N", help="ranks of each stage (default 1)")
     parser.add_argument(

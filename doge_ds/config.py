@@ -171,20 +171,35 @@ def config_hash(config: RunConfig | Mapping[str, Any]) -> str:
 
 def _override(values: dict[str, Any], setting: str) -> None:
     """Write one `section.key=value` into the raw values."""
+    keys, value = read_setting(setting, "training.steps=100")
+    write_setting(values, setting, keys.split("."), value)
+
+
+def read_setting(setting: str, example: str) -> tuple[str, Any]:
+    """Dotted keys and value of one `--set`; the value is JSON, or else a string. Raises ConfigError for none."""
     keys, equals, text = setting.partition("=")
     if not equals or not all(keys.split(".")):
-        raise ConfigError(f"--set {setting}", "is no assignment", "write it like training.steps=100")
+        raise ConfigError(f"--set {setting}", "is no assignment", f"write it like {example}")
     try:
         check_characters(setting)
     except ValueError as error:
         raise ConfigError(f"--set {setting}", str(error), "write whole characters") from None
     try:
-        value = parse_json(text)
+        return keys, parse_json(text)
     except ValueError:
-        value = text
-    *sections, last = keys.split(".")
+        return keys, text
+
+
+def write_setting(values: dict[str, Any], setting: str, keys: Sequence[str], value: Any) -> None:
+    """Write the value of one `--set` into raw values, making sections on the way. Raises ConfigError where one is none.
+
+    A section that is null is one that nothing was said of.
+    """
+    *sections, last = keys
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}", f"{section} is no section", "name a section and a key")
     values[last] = value

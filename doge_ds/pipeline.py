@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from doge_ds.command_line import Parser, natural, positive
+from doge_ds.command_line import Parser, add_settings, natural, positive
 from doge_ds.config import BaseConfig, ProxyConfig, load_config
 from doge_ds.data.reading.recipes import read_recipe
 from doge_ds.data.tokens import TokenStore
@@ -229,15 +229,7 @@ def _parser() -> Parser:
     compare.add_argument(
         "--comparison", type=Path, nargs="+", metavar="FILE", help="what `doge-ds compare --config` takes"
     )
-    compare.add_argument(
-        "--set",
-        dest="settings",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of the comparisons, as of `doge-ds compare`",
-    )
+    add_settings(compare, "of the comparisons, as of `doge-ds compare`")
     compare.add_argument(
         "--ranks", type=positive, metavar="N", help="of a job; needed where DoReMi's reference models are trained"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from doge_ds.command_line import add_settings
 from doge_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,15 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `doge-ds plan`."""
     parser.epilog = _EXAMPLES
     parser.add_argument("--config", type=Path, required=True, help="run configuration of a proxy or a base")
-    parser.add_argument(
-        "--set",
-        dest="settings",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings that replace the file's, as in the training programs",
-    )
+    add_settings(parser, "settings that replace the file's, as in the training programs")
     parser.add_argument(
         "--mixture", help="of a base run, as in train_base.py; by default the configuration's, or uniform"
     )

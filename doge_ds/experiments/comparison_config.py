@@ -8,9 +8,10 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from doge_ds.config import read_setting, write_setting
 from doge_ds.config_sections import Section
 from doge_ds.errors import ConfigError, nearest
-from doge_ds.json_files import check_characters, parse_json, read_json_object
+from doge_ds.json_files import read_json_object
 
 # Behind these, the rest of a --set is one key of a run configuration, dots and all.
 _SETTINGS = re.compile(r"((?:proxy|base)_settings|mixtures\.[^.=]+\.(?:proxy|base))\.(.+)")
@@ -159,31 +160,12 @@ def _againsts(config: ComparisonConfig) -> list[tuple[str, str | None]]:
 
 def _override(values: dict[str, Any], setting: str) -> None:
     """Write one `key=value` into the raw values."""
-    keys, equals, text = setting.partition("=")
-    if not equals or not all(keys.split(".")):
-        raise ConfigError(
-            f"--set {setting}", "is no assignment", "write it like seeds=[0] or base_settings.training.steps=100"
-        )
-    try:
-        check_characters(setting)
-    except ValueError as error:
-        raise ConfigError(f"--set {setting}", str(error), "write whole characters") from None
-    try:
-        value = parse_json(text)
-    except ValueError:
-        value = text
+    keys, value = read_setting(setting, "seeds=[0] or base_settings.training.steps=100")
     inner = _SETTINGS.fullmatch(keys)
     name = keys.split(".")[1] if keys.startswith("mixtures.") else None
     if name is not None and isinstance(values.get("mixtures"), dict) and name not in values["mixtures"]:
         raise ConfigError(f"--set {setting}", f"{name!r} is no mixture here", nearest(name, values["mixtures"]))
-    *sections, last = [*inner[1].split("."), inner[2]] if inner else keys.split(".")
-    for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {setting}", f"{section} is no section", "name a section and a key")
-    values[last] = value
+    write_setting(values, setting, [*inner[1].split("."), inner[2]] if inner else keys.split("."), value)
 
 
 Kind = TypeVar("Kind", bound=BaseModel)

@@ -8,6 +8,8 @@ from typing import Any
 
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
+from doge_ds.mixture_tables import total_variation
+
 LEVEL = 0.95
 
 BySeed = Mapping[int, float | None]
@@ -59,11 +61,6 @@ def by_domain(of_seeds: Mapping[int, Mapping[str, float | None]]) -> dict[str, d
     """{seed: {domain: number}} -> {domain: {seed: number}}; all seeds have the first one's domains."""
     names = next(iter(of_seeds.values()), {})
     return {name: {seed: found[name] for seed, found in of_seeds.items()} for name in names}
-
-
-def total_variation(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Half of the sum of absolute differences of two mixtures over the same domains: 0 to 1."""
-    return math.fsum(abs(weight - other[name]) for name, weight in one.items()) / 2
 
 
 def from_uniform(weights: Mapping[str, float]) -> float:

@@ -17,9 +17,9 @@ from doge_ds.experiments.numbers import (
     differences,
     estimate,
     from_uniform,
-    total_variation,
 )
 from doge_ds.experiments.stages import KINDS, Kind, Stage
+from doge_ds.mixture_tables import total_variation
 from doge_ds.reporting.metrics import Metrics, read_metrics
 from doge_ds.reporting.run_files import Facts, Results, RunRecord, read_facts, read_runs, validate_file
 

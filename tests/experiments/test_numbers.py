@@ -16,8 +16,8 @@ from doge_ds.experiments.numbers import (
     differences,
     estimate,
     from_uniform,
-    total_variation,
 )
+from doge_ds.mixture_tables import total_variation
 
 NUMBERS = st.floats(-1e6, 1e6).map(lambda number: round(number, 6))
 WEIGHTS = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)

@@ -5,14 +5,14 @@ points to owns precision, ZeRO, communication, offload and monitors; `training/d
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import to_json
 
+from doge_ds.config_mistakes import first_mistake
 from doge_ds.config_sections import (
     BaseTrainingConfig,
     DataConfig,
@@ -21,7 +21,7 @@ from doge_ds.config_sections import (
     ProxyTrainingConfig,
     Section,
 )
-from doge_ds.errors import ConfigError, nearest
+from doge_ds.errors import ConfigError
 from doge_ds.json_files import check_characters, parse_json, read_json_object
 
 
@@ -146,7 +146,7 @@ def load_config(kind: type[Config], path: Path, settings: Sequence[str] = ()) ->
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise _first_mistake(kind, path, error) from None
+        raise first_mistake(kind, str(path), error, remedy="change one of them") from None
 
 
 def _read_deepspeed(values: dict[str, Any], path: Path) -> None:
@@ -203,35 +203,3 @@ def write_setting(values: dict[str, Any], setting: str, keys: Sequence[str], val
         if not isinstance(values, dict):
             raise ConfigError(f"--set {setting}", f"{section} is no section", "name a section and a key")
     values[last] = value
-
-
-def _first_mistake(kind: type[BaseModel], path: Path, error: ValidationError) -> ConfigError:
-    """One line for the first thing that pydantic found."""
-    # A misspelt key is also a missing one; the misspelling is what the user wants to see.
-    first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    location = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        return ConfigError(
-            f"{path}: {'.'.join(location)}", "unknown key", nearest(location[-1], _keys(kind, location[:-1]))
-        )
-    # Inside a choice of types pydantic adds the name of the type that it tried; a user knows sections and keys only.
-    known = next((n for n in range(len(location)) if location[n] not in _keys(kind, location[:n])), len(location))
-    key = ".".join(location[:known]) or "the file"
-    if first["type"] == "missing":
-        return ConfigError(f"{path}: {key}", "is missing", "add it")
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if first["type"] == "value_error":
-        return ConfigError(f"{path}: {key}", message, "change one of them")
-    return ConfigError(f"{path}: {key}", f"{json.dumps(first['input'], default=str)} cannot stand", f"it {message}")
-
-
-def _keys(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
-    """Valid keys of a section."""
-    for section in sections:
-        annotation = kind.model_fields[section].annotation if section in kind.model_fields else None
-        choices = [choice for choice in (annotation, *get_args(annotation)) if isinstance(choice, type)]
-        inner = next((choice for choice in choices if issubclass(choice, BaseModel)), None)
-        if inner is None:
-            return []
-        kind = inner
-    return list(kind.model_fields)

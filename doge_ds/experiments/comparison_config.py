@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from doge_ds.config import read_setting, write_setting
+from doge_ds.config_mistakes import first_mistake
 from doge_ds.config_sections import Section
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.json_files import read_json_object
@@ -172,31 +173,8 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def _validated(kind: type[Kind], values: Any, section: str, path: Path) -> Kind:
-    """`values` as `kind`. Raises ConfigError for the first mistake, a misspelt key before what it leaves missing."""
+    """`values` as `kind`. Raises ConfigError for the first mistake."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
-    location = [str(part) for part in first["loc"]]
-    where = f"{path}: {'.'.join([*([section] if section else []), *location]) or 'the file'}"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if first["type"] == "extra_forbidden":
-        return _refuse(where, "unknown key", nearest(location[-1], _keys(kind, location[:-1])))
-    if first["type"] == "missing":
-        return _refuse(where, "is missing", "add it")
-    if first["type"] == "value_error":
-        return _refuse(where, message, "mend it there")
-    return _refuse(where, f"{json.dumps(first['input'], default=str)[:200]} cannot stand", f"it {message}")
-
-
-def _refuse(where: str, problem: str, remedy: str) -> NoReturn:
-    raise ConfigError(where, problem, remedy)
-
-
-def _keys(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
-    """Valid keys of a section."""
-    for section in sections:
-        annotation = kind.model_fields[section].annotation
-        assert isinstance(annotation, type)
-        kind = annotation
-    return list(kind.model_fields)
+        raise first_mistake(kind, str(path), error, section) from None

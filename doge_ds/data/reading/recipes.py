@@ -9,11 +9,11 @@
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from doge_ds.errors import ConfigError, nearest
+from doge_ds.config_mistakes import first_mistake
 from doge_ds.json_files import read_json_object
 
 
@@ -74,7 +74,7 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise _first_mistake(path, error) from None
+        raise first_mistake(Recipe, str(path), error, remedy="see ds_configs/data/template.json") from None
     return recipe.model_copy(update={"sources": [_located(source, path.parent) for source in recipe.sources]})
 
 
@@ -83,16 +83,3 @@ def _located(source: Source, folder: Path) -> Source:
         return source.model_copy(update={"files": [str(folder / file) for file in source.files]})
     beside = folder / str(source.dataset)
     return source.model_copy(update={"dataset": str(beside)}) if beside.is_dir() else source
-
-
-def _first_mistake(path: Path, error: ValidationError) -> ConfigError:
-    first: dict[str, Any] = dict(
-        min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-    )
-    location = [str(part) for part in first["loc"]]
-    where = f"{path}: {'.'.join(location)}" if location else str(path)
-    if first["type"] == "extra_forbidden":
-        known = Source.model_fields if location[0] == "sources" else Recipe.model_fields
-        return ConfigError(where, "unknown key", nearest(location[-1], known))
-    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return ConfigError(where, message, "see ds_configs/data/template.json")

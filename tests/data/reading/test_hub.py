@@ -172,14 +172,14 @@ def test_a_recipe_lists_files_and_datasets_beside_it(dataset: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ({"sources": []}, "recipe.json: sources: List should have at least 1 item"),
+        ({"sources": []}, "recipe.json: sources: [] cannot stand; it should have at least 1 item"),
         ({"source": []}, "recipe.json: source: unknown key; did you mean 'sources'?"),
         ({"sources": [{"datset": "x", "domain": "a"}]}, "sources.0.datset: unknown key; did you mean 'dataset'?"),
         ({"sources": [{"dataset": "x", "files": ["y"], "domain": "a"}]}, "needs dataset or files, one of the two"),
         ({"sources": [{"dataset": "x"}]}, "needs domain or domain_field, one of the two"),
         ({"sources": [{"files": ["x"], "domain_field": "a"}]}, "files make one domain"),
         ({"sources": [{"dataset": "x", "domain": "a", "domains": {"b": "c"}}]}, "domains are values of domain_field"),
-        ({"sources": [{"dataset": 5, "domain": "a"}]}, "sources.0.dataset: should be a valid string"),
+        ({"sources": [{"dataset": 5, "domain": "a"}]}, "sources.0.dataset: 5 cannot stand; it should be a valid"),
     ],
 )
 def test_mistakes_in_recipes(recipe: dict[str, Any], words: str, tmp_path: Path) -> None:

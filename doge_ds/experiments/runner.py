@@ -251,7 +251,7 @@ def failure(stage: Stage, status: int) -> str:
     shown = "\n".join(f"  {line}" for line in lines[-LINES_OF_A_FAILURE:])
     ended = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     if status == 0:
-        ended = f"ended without {stage.result}"
+        ended = f"ended without {stage.result}: move {stage.result.parent} away, and the same command makes it again"
     return f"error: {stage.name}: {ended}; its last lines, all are in {stage.log}:\n{shown}"
 
 

@@ -78,7 +78,7 @@ def test_a_failure_shows_the_last_lines(tmp_path: Path) -> None:
     assert "  line 99" in text.splitlines()
     assert "  line 50" not in text.splitlines()
     assert "was ended by SIGKILL" in failure(it, -signal.SIGKILL)
-    assert f"ended without {it.result}" in failure(it, 0)
+    assert f"ended without {it.result}: move {it.result.parent} away" in failure(it, 0)
 
 
 def test_a_schedule_is_made_of_the_proxys_trajectory(tmp_path: Path) -> None:

@@ -72,8 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
         from doge_ds.experiments.runner import Runner
         from doge_ds.experiments.stages import check_programs
         from doge_ds.training.launch import quieten_libraries
+        from doge_ds.training.run_directory import refuse_pattern
 
     quieten_libraries()
+    refuse_pattern(arguments.output)
     slots = choose_slots(arguments.parallel, arguments.ranks)
     planner = Planner(arguments.output, arguments.ranks)
     comparisons = [planner.add(path, arguments.settings) for path in arguments.configs]
@@ -102,7 +104,7 @@ def check_names(configs: Sequence[Path]) -> None:
     """Raises ConfigError where two comparisons, or one and the stages, would share a folder."""
     names = [path.stem for path in configs]
     for path in configs:
-        if names.count(path.stem) > 1 or path.stem in ("stages", ""):
+        if names.count(path.stem) > 1 or path.stem in ("stages", "report.html", LOCK, ""):
             problem = f"FOLDER/{path.stem} would hold something else too"
             raise ConfigError(f"--config {path}", problem, "give the file another name")
 
@@ -130,7 +132,7 @@ def chosen(stages: "Sequence[Stage]", only: Sequence[str] | None) -> "list[Stage
 
 def table(stages: "Sequence[Stage]", slots: "Slots") -> str:
     """What `--dry_run` prints: each stage, its directory, and if it is to do its command."""
-    width = max(len(stage.name) for stage in stages)
+    width = max((len(stage.name) for stage in stages), default=0)
     lines = []
     for stage in stages:
         lines.append(f"{'done ' if stage.is_finished else 'to do'}  {stage.name:<{width}}  {stage.directory}")

@@ -21,6 +21,7 @@ from doge_ds.training.checkpoint_files import (
     read_checkpoint,
     refuse_what_others_may_have_written,
 )
+from doge_ds.training.run_directory import refuse_pattern
 
 _EXAMPLES = """examples:
   doge-ds export runs/base -o hf_bf16 --dtype bfloat16
@@ -85,6 +86,7 @@ def export_run(
         ConfigError: the output cannot be written there, or run.json or config.json cannot be read.
     """
     _check_place(output)
+    refuse_pattern(run)
     config, facts = _read_run(run)
     store = TokenStore(data or config.data.path)
     if store.fingerprint() != facts.store:

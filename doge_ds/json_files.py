@@ -116,7 +116,10 @@ def _whole_number(digits: str) -> int:
 
 
 def _any_whole_number(digits: str) -> int | float:
-    return int(digits) if len(digits) < _SURE_DIGITS else float(digits)
+    try:
+        return _whole_number(digits)
+    except ValueError:
+        return float(digits)
 
 
 def _finite_number(digits: str) -> float:

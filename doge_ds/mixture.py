@@ -157,12 +157,6 @@ def unknown_mixture(choice: str, where: str) -> ConfigError:
     return ConfigError(where, f"{choice!r} is no file and names no mixture", nearest(choice, names))
 
 
-def mixture_from_weights(weights: Mapping[str, float], source: dict[str, Any]) -> Mixture:
-    """The running mean of a proxy as a mixture; divided by its sum, which differs from 1 by rounding."""
-    total = math.fsum(weights.values())
-    return Mixture(domains={name: weight / total for name, weight in weights.items()}, kind="mean", source=source)
-
-
 def tokenizer_warning(mixture: Mixture, name: str, tokenizer_sha256: str) -> str:
     """One line where the weights were learned with another tokenizer than the store's; "" where they were not.
 

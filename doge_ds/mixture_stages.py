@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from doge_ds.config import MixtureStage, ProxyConfig
+from doge_ds.data.order import without_traces
 from doge_ds.errors import ConfigError, RunError
 from doge_ds.mixture_schedule import ScheduleFile
 from doge_ds.reporting.run_files import RunRecord, read_runs
@@ -34,19 +35,12 @@ def schedule_of_run(run: Path, stages: int, base_steps: int | None = None) -> Sc
     if not isinstance(record.config, ProxyConfig):
         raise RunError(str(run), "is a run of train_base.py, which learns no weights", "name a proxy's")
     steps, means, names = _logged_means(record)
-    ends = _ends(run, steps, stages)
-    counts = np.array([0, *(_updates(record.config, int(steps[end])) for end in ends)])
-    if (counts[1:] <= counts[:-1]).any():
-        raise RunError(str(run), "has a part without any update of the weights", "ask for fewer --stages")
+    ends, counts, starts = _parts(str(run), record.config, steps, stages, base_steps)
     _tell_skipped(record, _updates(record.config, record.config.training.steps))
     sums = np.vstack([np.zeros(len(names)), counts[1:, None] * means[ends]])
     parts = np.diff(sums, axis=0).clip(min=0) / np.diff(counts)[:, None]
     parts /= parts.sum(axis=1, keepdims=True)
     total = int(steps[-1])
-    scaled = [round(int(steps[end]) * (base_steps or total) / total) for end in ends]
-    starts = [0, *scaled[:-1]]
-    if any(later <= earlier for earlier, later in itertools.pairwise([*starts, scaled[-1]])):
-        raise ConfigError(f"--steps {base_steps}", f"are too few for {stages} stages", "give more, or fewer --stages")
     source = {
         "method": record.config.method,
         "run": str(run),
@@ -58,10 +52,37 @@ def schedule_of_run(run: Path, stages: int, base_steps: int | None = None) -> Sc
         "tokenizer_sha256": record.facts.tokenizer_sha256,
     }
     schedule = [
-        MixtureStage(from_step=start, mixture=dict(zip(names, part, strict=True)))
+        MixtureStage(from_step=start, mixture=without_traces(dict(zip(names, part, strict=True))))
         for start, part in zip(starts, parts.tolist(), strict=True)
     ]
     return ScheduleFile(schedule=schedule, source=source)
+
+
+def check_parts(config: ProxyConfig, stages: int, base_steps: int) -> None:
+    """Raises RunError or ConfigError, before the proxy has run, where `schedule_of_run` will."""
+    every, last = config.training.log_every, config.training.steps
+    _parts("the proxy", config, np.array([*range(every, last, every), last]), stages, base_steps)
+
+
+def _parts(
+    run: str, config: ProxyConfig, steps: np.ndarray, stages: int, base_steps: int | None
+) -> tuple[list[int], np.ndarray, list[int]]:
+    """Parts of a run that has logged `steps`.
+
+    Returns:
+        ends: indices of the logged steps that end them; counts: updates until then, after a 0; starts: first steps of
+        the base's stages.
+    """
+    ends = _ends(run, steps, stages)
+    counts = np.array([0, *(_updates(config, int(steps[end])) for end in ends)])
+    if (counts[1:] <= counts[:-1]).any():
+        raise RunError(run, f"has a part of {stages} without any update of the weights", "ask for fewer stages")
+    total = int(steps[-1])
+    scaled = [round(int(steps[end]) * (base_steps or total) / total) for end in ends]
+    starts = [0, *scaled[:-1]]
+    if any(later <= earlier for earlier, later in itertools.pairwise([*starts, scaled[-1]])):
+        raise ConfigError(f"a base of {base_steps} steps", f"has too few for {stages} stages", "ask for fewer stages")
+    return ends, counts, starts
 
 
 def _logged_means(record: RunRecord) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -75,13 +96,13 @@ def _logged_means(record: RunRecord) -> tuple[np.ndarray, np.ndarray, list[str]]
     return metrics.steps[whole], means[whole], names
 
 
-def _ends(run: Path, steps: np.ndarray, stages: int) -> list[int]:
+def _ends(run: str, steps: np.ndarray, stages: int) -> list[int]:
     """Indices of the logged steps that end the parts. Raises RunError where two parts would end at the same."""
     targets = steps[-1:] * np.arange(1, stages + 1) / stages if len(steps) else np.empty(0)
     ends = [int(np.abs(steps - target).argmin()) for target in targets]
     if len(set(ends)) < stages:
         problem = f"has {len(steps)} logged steps, too few for {stages} stages"
-        raise RunError(str(run), problem, "ask for fewer --stages, or log more often (training.log_every)")
+        raise RunError(run, problem, "ask for fewer stages, or log more often (training.log_every)")
     return ends
 
 

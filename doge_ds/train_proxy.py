@@ -21,12 +21,13 @@ from doge_ds.batch_change import RunBatches, another_start, continued_batches, s
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import ProxyConfig, config_hash, load_config
 from doge_ds.data.loader import ProxyLoader
+from doge_ds.data.order import without_traces
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import DivergedError
 from doge_ds.evaluation.held_out_sample import HeldOutSample
 from doge_ds.held_out import held_out_line, held_out_sample
 from doge_ds.json_files import write_json
-from doge_ds.mixture import mixture_from_weights, read_mixture
+from doge_ds.mixture import Mixture, read_mixture
 from doge_ds.plan import DomainNeed, plan_table, refuse_too_many_epochs
 from doge_ds.proxy_data import choose_domains, proxy_loader, reference_facts, sequences_read, with_reference
 from doge_ds.reweight.diagnostics import Diagnostics
@@ -324,7 +325,8 @@ def _write_results(job: ProxyJob, proxy: Proxy) -> None:
         "config_sha256": config_hash(job.config),
         **job.store.facts(),
     }
-    mixture_from_weights(weights.mean(), source).write(job.directory.result)
+    # A trace of a domain would be refused by the base that trains on it; metrics.jsonl has it.
+    Mixture(domains=without_traces(weights.mean()), kind="mean", source=source).write(job.directory.result)
 
 
 def _print_result(job: ProxyJob) -> None:

@@ -172,6 +172,8 @@ def test_dry_run_says_what_is_done_and_runs_nothing(compared: Compared, capsys: 
     assert printed[-1].startswith("6 of 10 stages to do, ")
     assert compared.run("--dry_run", "--set", "proxy_settings.doge.mu=0.5", "--only", "proxies") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("2 of 2 stages to do, ")
+    assert compared.run("--dry_run", "--only", "references") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 of 0 stages to do")
     assert compared.directories() == before
 
 
@@ -224,6 +226,9 @@ def test_ranks_below_a_launcher_save_too(compared: Compared) -> None:
         (["--config", "stages.json"], "--config stages.json: FOLDER/stages would hold something else too"),
         (["--config", "c.json", "--parallel", "0"], "argument --parallel: invalid positive whole number value: '0'"),
         (["--config", "c.json", "--only", "proxy"], "argument --only: invalid choice: 'proxy'"),
+        (["--config", "report.html.json"], "FOLDER/report.html would hold something else too"),
+        (["--config", ".compare.lock.json"], "FOLDER/.compare.lock would hold something else too"),
+        (["--config", "c.json", "--output", "a [1]"], "a [1]: has [, * or ? in its path"),
         (["--config", "c.json", "--set", "seeds"], "--set seeds: is no assignment"),
         (["--config", "c.json", "--output", "store/manifest.json"], "--output store/manifest.json: cannot be written"),
     ],

@@ -93,3 +93,10 @@ def test_a_copy_has_the_files_and_new_files_rights(tmp_path: Path) -> None:
     ]
     with pytest.raises(FileNotFoundError):
         copy_contents(tmp_path / "nowhere", tmp_path / "to")
+
+
+def test_others_whole_numbers_are_kept_as_far_as_64_bits_hold_them() -> None:
+    numbers = [2**63 - 1, -(2**63), 1234567890123456789, 2**63]
+    found = parse_json(json.dumps(numbers), any_number=True)
+    assert found == [*numbers[:3], float(2**63)]
+    assert [type(value) for value in found] == [int, int, int, float]

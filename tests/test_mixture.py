@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doge_ds.errors import ConfigError, MixtureError
-from doge_ds.mixture import Mixture, choose_mixture, mixture_from_weights, read_mixture
+from doge_ds.mixture import Mixture, choose_mixture, read_mixture
 
 TOKENS = {"a": 100, "b": 300, "c": 600}
 
@@ -18,7 +18,7 @@ def write(folder: Path, domains: object, **more: object) -> Path:
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    mixture = mixture_from_weights({"a": 0.1, "b": 0.7, "c": 0.2}, {"method": "doge", "step": 3})
+    mixture = Mixture(domains={"a": 0.1, "b": 0.7, "c": 0.2}, kind="mean", source={"method": "doge", "step": 3})
     mixture.write(tmp_path / "mixture.json")
     assert read_mixture(tmp_path / "mixture.json") == mixture
     assert json.loads((tmp_path / "mixture.json").read_text())["kind"] == "mean"

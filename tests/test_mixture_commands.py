@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from doge_ds.cli import main
+from doge_ds.data.order import PERIOD, apportion
 from doge_ds.mixture import read_mixture
 from doge_ds.mixture_tables import kl_divergence, total_variation
 from tests.reporting.run_directories import edit_metrics, make_base, make_proxy
@@ -206,12 +207,26 @@ def test_stages_are_the_means_of_the_weights_themselves(tmp_path: Path, capsys: 
     assert list(whole["mixture"].values()) == pytest.approx(weights.mean(axis=0).tolist(), abs=1e-12)
 
 
+def test_a_domain_that_has_collapsed_is_0_in_later_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trajectory(tmp_path / "proxy")
+    updates = np.exp([[0.0, 0.0, -0.9 * step] for step in range(40)])
+    means = np.cumsum(updates / updates.sum(axis=1, keepdims=True), axis=0) / np.arange(1, 41)[:, None]
+    for line, step in enumerate(range(4, 41, 4)):
+        names = zip(("python", "prose", "yaml"), means[step - 1].tolist(), strict=True)
+        edit_metrics(tmp_path / "proxy", line, **{f"mean_weight/{name}": mean for name, mean in names})
+    stages = json.loads(call(capsys, "schedule", str(tmp_path / "proxy"), "--stages", "4", "--json"))["schedule"]
+    assert stages[0]["mixture"]["yaml"] > 0.01
+    assert [stage["mixture"]["yaml"] for stage in stages[2:]] == [0, 0]
+    for stage in stages:  # bases would refuse a trace
+        assert sum(apportion(stage["mixture"]).values()) == PERIOD
+
+
 def test_stages_that_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory(tmp_path / "proxy", every=20)
     proxy = str(tmp_path / "proxy")
     assert "has 2 logged steps, too few for 3 stages" in refusal(capsys, "schedule", proxy, "--stages", "3")
     assert "is no number of stages" in refusal(capsys, "schedule", proxy, "--stages", "0")
-    assert "are too few for 2 stages" in refusal(capsys, "schedule", proxy, "--stages", "2", "--steps", "1")
+    assert "has too few for 2 stages" in refusal(capsys, "schedule", proxy, "--stages", "2", "--steps", "1")
     make_base(tmp_path / "base", {"python": 1.0})
     assert "learns no weights" in refusal(capsys, "schedule", str(tmp_path / "base"), "--stages", "2")
     make_proxy(tmp_path / "young", logged=())

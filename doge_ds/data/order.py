@@ -58,6 +58,13 @@ def apportion(weights: Mapping[str, float]) -> dict[str, int]:
     return shares
 
 
+def without_traces(weights: Mapping[str, float]) -> dict[str, float]:
+    """Learned weights as `apportion` takes them: below one slot of a period 0, the others divided by their sum."""
+    kept = {name: weight if weight >= 1 / PERIOD else 0.0 for name, weight in weights.items()}
+    total = math.fsum(kept.values())
+    return {name: weight / total for name, weight in kept.items()}
+
+
 def build_period(integer_weights: Mapping[str, int]) -> tuple[UInt16Array, UInt16Array]:
     """One period of slots, such that after every slot each domain's count is less than one from its due share.
 

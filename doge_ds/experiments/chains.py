@@ -1,5 +1,6 @@
 """From a comparison to its stages: every run configuration resolved and checked, every stage's identity known."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from doge_ds.experiments.inputs import (
     model_facts,
     open_store,
     refuse_another_tokenizer,
-    refuse_too_many_parts,
     saying,
     task_names,
     weights_by_step,
@@ -25,6 +25,7 @@ from doge_ds.experiments.stages import OTHER_METHOD, Kind, ScheduleOf, Stage, id
 from doge_ds.json_files import read_json_object
 from doge_ds.mixture import Mixture, choose_mixture, published_names
 from doge_ds.mixture_schedule import mean_weights
+from doge_ds.mixture_stages import check_parts
 from doge_ds.proxy_data import choose_domains
 from doge_ds.training.model import model_config
 
@@ -177,7 +178,7 @@ class _Builder:
         layers: list[Mapping[str, Any]] = [self._config.proxy_settings, entry]
         in_file = read_json_object(self._proxy).get("method", "doge")
         method = next((layer["method"] for layer in reversed(layers) if "method" in layer), in_file)
-        if isinstance(method, str) and method in OTHER_METHOD and method != in_file:
+        if isinstance(method, str) and method in OTHER_METHOD:
             layers.insert(1, {OTHER_METHOD[method]: {}})
         return as_settings(*layers, {} if seed is None else {"training.seed": seed})
 
@@ -246,7 +247,7 @@ class _Builder:
             facts |= {"mixture": {"parts": entry.stages}, "upstream": [proxy.identity]}
             given = str(proxy.directory / "mixture.json")
             if entry.stages:
-                refuse_too_many_parts(entry.stages, proxy, config)
+                check_parts(self._proxy_config(name, seed), entry.stages, config.training.steps)
                 schedule = ScheduleOf(proxy.directory, entry.stages, config.training.steps)
         return self._planner.stage(
             "base",
@@ -290,7 +291,7 @@ class _Builder:
         if not is_file(mixture):
             return mixture
         path = self._path.parent / mixture
-        return str(path) if path.exists() or "/" in mixture or mixture.endswith(".json") else mixture
+        return str(path) if os.path.exists(path) or "/" in mixture or mixture.endswith(".json") else mixture
 
 
 def is_file(mixture: str) -> bool:

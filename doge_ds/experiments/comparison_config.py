@@ -1,7 +1,6 @@
 """COMPARISON.json: which mixtures are compared, over which seeds, and how. docs/comparing.md has examples."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -14,8 +13,6 @@ from doge_ds.config_sections import Section
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.json_files import read_json_object
 
-# Behind these, the rest of a --set is one key of a run configuration, dots and all.
-_SETTINGS = re.compile(r"((?:proxy|base)_settings|mixtures\.[^.=]+\.(?:proxy|base))\.(.+)")
 _OF_ALL_SEEDS = "training.seed"
 
 
@@ -162,11 +159,25 @@ def _againsts(config: ComparisonConfig) -> list[tuple[str, str | None]]:
 def _override(values: dict[str, Any], setting: str) -> None:
     """Write one `key=value` into the raw values."""
     keys, value = read_setting(setting, "seeds=[0] or base_settings.training.steps=100")
-    inner = _SETTINGS.fullmatch(keys)
-    name = keys.split(".")[1] if keys.startswith("mixtures.") else None
-    if name is not None and isinstance(values.get("mixtures"), dict) and name not in values["mixtures"]:
-        raise ConfigError(f"--set {setting}", f"{name!r} is no mixture here", nearest(name, values["mixtures"]))
-    write_setting(values, setting, [*inner[1].split("."), inner[2]] if inner else keys.split("."), value)
+    before: list[str] = []
+    mixtures = values.get("mixtures")
+    if keys.startswith("mixtures.") and isinstance(mixtures, dict):
+        name = _mixture_name(keys.removeprefix("mixtures."), list(mixtures), setting)
+        before, keys = ["mixtures", name], keys.removeprefix(f"mixtures.{name}").removeprefix(".")
+    section, _, key = keys.partition(".")
+    if key and section in (("proxy", "base") if before else ("proxy_settings", "base_settings")):
+        after = [section, key]  # one key of a run configuration, dots and all
+    else:
+        after = keys.split(".") if keys else []
+    write_setting(values, setting, [*before, *after], value)
+
+
+def _mixture_name(keys: str, names: Sequence[str], setting: str) -> str:
+    """The mixture that dotted keys begin with; a name may have dots itself. Raises ConfigError where none does."""
+    if found := [name for name in names if f"{keys}.".startswith(f"{name}.")]:
+        return max(found, key=len)
+    name = keys.split(".")[0]
+    raise ConfigError(f"--set {setting}", f"{name!r} is no mixture here", nearest(name, names))
 
 
 Kind = TypeVar("Kind", bound=BaseModel)

@@ -1,5 +1,6 @@
 """What stages read, and what of it is refused before any of them runs."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -10,9 +11,8 @@ from doge_ds.config import BaseConfig, ProxyConfig, RunConfig
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, DogeError, StoreError
 from doge_ds.experiments.comparison_config import EvaluationConfig
-from doge_ds.experiments.stages import Stage
 from doge_ds.mixture_schedule import chosen_schedule
-from doge_ds.proxy_data import model_hash, reference_facts
+from doge_ds.proxy_data import model_hash, with_reference
 
 
 def weights_by_step(config: BaseConfig, store: TokenStore, mixture: str, path: Path) -> list[Any]:
@@ -25,20 +25,25 @@ def weights_by_step(config: BaseConfig, store: TokenStore, mixture: str, path: P
 
 def model_facts(config: RunConfig) -> dict[str, Any]:
     """What tells models that a run reads from others in the same place: hashes of their files, where there are any."""
-    found = reference_facts(config) if isinstance(config, ProxyConfig) else {}
+    found = {}
+    if isinstance(config, ProxyConfig) and config.method == "doremi" and config.doremi.reference is not None:
+        found["reference"] = _model_hash(str(with_reference(config, None).doremi.reference))
     if isinstance(name := config.model.get("pretrained"), str):
-        found["pretrained"] = model_hash(name)
+        found["pretrained"] = _model_hash(name)
     return found
 
 
-def refuse_too_many_parts(parts: int, proxy: Stage, base: BaseConfig) -> None:
-    """Raises ConfigError where the trajectory, or the base, has fewer steps than a schedule has parts."""
-    assert proxy.config is not None
-    training = proxy.config["training"]
-    logged = -(-training["steps"] // training["log_every"])
-    if parts > min(logged, base.training.steps):
-        problem = f"are {parts}, where the proxy logs {logged} steps and the base has {base.training.steps}"
-        raise ConfigError("stages", problem, "ask for fewer, or log more often (training.log_every of the proxy)")
+def _model_hash(name: str) -> str:
+    """As `model_hash`, read once: a comparison asks for each mixture and seed, and models are gigabytes."""
+    if not os.path.isdir(name):
+        return model_hash(name)
+    stats = {file.name: file.stat() for file in sorted(Path(name).glob("*")) if file.is_file()}
+    return _hash_of_unchanged(name, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()))
+
+
+@lru_cache(maxsize=64)
+def _hash_of_unchanged(name: str, files: tuple[tuple[str, int, int], ...]) -> str:
+    return model_hash(name)
 
 
 @lru_cache(maxsize=64)

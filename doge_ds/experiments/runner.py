@@ -18,7 +18,7 @@ import psutil
 from tqdm import tqdm
 
 from doge_ds.config import MixtureStage
-from doge_ds.errors import DogeError, report
+from doge_ds.errors import ConfigError, DogeError
 from doge_ds.experiments.stages import Stage, beside
 from doge_ds.json_files import write_json
 from doge_ds.mixture_schedule import ScheduleFile
@@ -49,7 +49,8 @@ class Slots:
     @property
     def devices(self) -> str:
         """For people."""
-        return f"{len(self.gpus)} GPUs" if self.gpus else "cpu"
+        used = min(len(self.gpus), self.parallel * self.ranks)
+        return f"{used} GPU{'s' if used != 1 else ''}" if self.gpus else "cpu"
 
     def command(self, stage: Stage, slot: int) -> list[str]:
         """What starts a stage: one rank without a launcher on CPUs, else deepspeed's, on the slot's own devices."""
@@ -139,18 +140,24 @@ class Runner:
         return bool(self._running)
 
     def _start(self, stage: Stage, slot: int) -> None:
-        try:
-            write_inputs(stage)
-        except DogeError as error:
-            self._outcome.failed.append(stage)
-            report(error)
-            return
         command = self._slots.command(stage, slot)
         _say(f"{stage.name}:\n  {shlex.join(command)}")
+        try:
+            write_inputs(stage)
+            process = self._launch(stage, command)
+        except (DogeError, OSError) as error:  # a full disk, a launcher that is not there: the others go on
+            self._outcome.failed.append(stage)
+            _say(f"error: {stage.name}: cannot be started: {error}", error=True)
+            return
+        self._running.append(_Running(stage, slot, process, time.monotonic()))
+        if self._signals:  # while it was started
+            self._signal(process)
+
+    def _launch(self, stage: Stage, command: Sequence[str]) -> "subprocess.Popen[bytes]":
         with stage.log.open("ab") as log:
             log.write(f"\n$ {shlex.join(command)}\n".encode())
             log.flush()
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 env=self._slots.environment(),
                 stdin=subprocess.DEVNULL,
@@ -159,9 +166,6 @@ class Runner:
                 start_new_session=True,  # a Ctrl-C is ours to pass on, once
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
-        self._running.append(_Running(stage, slot, process, time.monotonic()))
-        if self._signals:  # while it was started
-            self._signal(process)
 
     def _end(self, running: _Running) -> None:
         """Note how a stage ended, and say so."""
@@ -274,12 +278,22 @@ def _end_with_parent() -> None:
 
 
 def gpus_of_this_machine(environment: Mapping[str, str]) -> tuple[int, ...]:
-    """Numbers of the GPUs that torch sees, as deepspeed's --include has them; none where DeepSpeed shall use CPUs."""
+    """Numbers of the GPUs that torch sees, as deepspeed's --include has them; none where DeepSpeed shall use CPUs.
+
+    Raises ConfigError where they are named otherwise than by numbers, which --include does not know.
+    """
     if environment.get("DS_ACCELERATOR") == "cpu":
         return ()
     import torch
 
     count = torch.cuda.device_count()
     # With --include deepspeed looks past this variable, so its numbers are said there.
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return tuple(map(int, visible)) if all(word.isdigit() for word in visible) else tuple(range(count))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if not count or visible is None:
+        return tuple(range(count))
+    words = [word.strip() for word in visible.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={visible}", "names GPUs otherwise than by number", "write their numbers"
+        )
+    return tuple(map(int, words))[:count]

@@ -67,13 +67,13 @@ def _differences(panels: Sequence[IntervalPanel], name: str, of: str) -> Chart |
 
 
 def trajectory_chart(mixture_name: str, mixture: MixtureSummary, order: Sequence[str], name: str, points: int) -> Chart:
-    """Weights over the steps of the first seed's proxy, which must have logged some."""
+    """Weights over the steps of one seed's proxy, which must have logged some."""
     if (found := mixture.trajectory) is None:
         raise ValueError(f"{mixture_name} has no trajectory")
     steps, weights, means = np.array(found.steps, dtype=float), _columns(found.weight), _columns(found.mean_weight)
     uniform = 1 / max(1, len(weights or means))
     described = words.weights_in_words(steps, weights or means)
-    caption = f"Domain weights over the steps, proxy of {mixture_name}, first seed."
+    caption = f"Domain weights over the steps, one proxy of {mixture_name} (the first seed that has one)."
     return figures.weight_chart(name, steps, weights, means, uniform, order, described, caption, points)
 
 
@@ -155,7 +155,8 @@ def _heat_map(name: str, mixture: MixtureSummary) -> Chart | None:
         for j, head in enumerate(heads):
             axes.text(j + 0.5, -0.3, head, ha="center", va="bottom", rotation=90)
         svg = as_svg(figure, "h", width, height)
-    described = f"Cosines between gradients, proxy of {name}. {comparison_words.cosines_note(rows, columns, cosines)}"
+    note = comparison_words.cosines_note(rows, columns, cosines)
+    described = f"Cosines between gradients, mean over the proxies of {name}. {note}"
     return Chart(described, described, svg, svg)
 
 

@@ -14,7 +14,7 @@ from doge_ds.reporting.cells import (
     number,
     signed,
 )
-from doge_ds.reporting.summaries import Estimate, MixtureSummary, Summary, SummaryFile
+from doge_ds.reporting.summaries import Estimate, MixtureSummary, Summary, SummaryFile, have_the_same_seeds
 
 _DIGITS = 4  # of nats per token: differences between mixtures are of thousandths
 _LARGEST_EXPONENT = 700.0  # of e; above it perplexities leave the range of a float
@@ -46,7 +46,7 @@ def average_table(summary: Summary, group: str) -> Table:
 def group_text(summary: Summary, group: str) -> str:
     """A group in words: all 5 domains, or "code" (2 domains)."""
     members = len(summary.groups[group])
-    if group == "all" and len(summary.groups) == 1 and members > 1:
+    if group == "all" and len(summary.groups) == 1 and members == len(summary.domains) > 1:
         return f"all {members} domains"
     return f'"{group}" ({members} domain{"s" if members != 1 else ""})'
 
@@ -77,13 +77,11 @@ def _average_cells(mixture: MixtureSummary, group: str, is_lowest: bool) -> list
 
 
 def _lowest(summary: Summary, group: str) -> str | None:
-    """The mixture with the lowest average, where there are several."""
-    known = {
-        name: average.mean
-        for name, mixture in summary.measured.items()
-        if (average := mixture.average(group)) and average.mean is not None
-    }
-    return min(known, key=lambda name: known[name]) if len(known) > 1 else None
+    """The mixture with the lowest average, where there are several, of the same seeds."""
+    known = summary.averages(group)
+    if len(known) < 2 or not have_the_same_seeds(known.values()):
+        return None
+    return min(known, key=lambda name: known[name].mean or 0.0)
 
 
 def difference_cell(estimate: Estimate | None, scale: float | None = None) -> Cell:
@@ -141,9 +139,10 @@ def _domain_table(
     found = {name: of(mixture) or {} for name, mixture in summary.measured.items()}
     rows = []
     for domain in summary.domains:
+        estimates = [values[domain] for values in found.values() if domain in values]
         means = [values[domain].mean if domain in values else None for values in found.values()]
         known = [mean for mean in means if mean is not None]
-        lowest = min(known) if len(known) == len(means) > 1 else None
+        lowest = min(known) if len(known) == len(means) > 1 and have_the_same_seeds(estimates) else None
         if any(domain in values for values in found.values()):
             cells = [Cell(number(mean, _DIGITS), strong=mean is not None and mean == lowest) for mean in means]
             rows.append(Row(domain, cells))

@@ -7,7 +7,7 @@ import numpy as np
 from doge_ds.reporting.cells import interval, number, signed
 from doge_ds.reporting.comparison_tables import group_text
 from doge_ds.reporting.interval_charts import IntervalPanel
-from doge_ds.reporting.summaries import Estimate, MixtureSummary, Summary
+from doge_ds.reporting.summaries import Estimate, MixtureSummary, Summary, have_the_same_seeds
 from doge_ds.reporting.words import enumeration
 
 _DIGITS = 4
@@ -28,21 +28,14 @@ def answers(summary: Summary) -> list[str]:
 
 def _answer(summary: Summary, group: str) -> str:
     """The mixture with the lowest average, and its difference to what it is compared with."""
-    known = {
-        name: (average, average.mean)
-        for name, mixture in summary.measured.items()
-        if (average := mixture.average(group)) and average.mean is not None
-    }
+    known, over = summary.averages(group), group_text(summary, group)
     if not known:
-        return (
-            f"No average over {group_text(summary, group)} is a number: nothing is measured, or every model diverged."
-        )
-    best = min(known, key=lambda name: known[name][1])
-    over = group_text(summary, group)
-    average, mean = known[best]
-    level = (
-        f"{number(mean, _DIGITS)} nats per token, {'mean over' if average.seeds > 1 else 'of'} {_seeds(average.seeds)}"
-    )
+        return f"No average over {over} is a number: nothing is measured, or every model diverged."
+    if not have_the_same_seeds(known.values()):
+        return f"Over {over}, no mixture is the best yet: their averages are of different seeds."
+    best = min(known, key=lambda name: known[name].mean or 0.0)
+    seeds = known[best].seeds
+    level = f"{number(known[best].mean, _DIGITS)} nats per token, {'mean over' if seeds > 1 else 'of'} {_seeds(seeds)}"
     if len(known) == 1:
         return f"Only {best} has an average log-perplexity over {over}: {level}."
     text = f"Over {over}, {best} has the lowest average log-perplexity of {len(known)} mixtures: {level}."

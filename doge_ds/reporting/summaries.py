@@ -1,6 +1,6 @@
 """summary.json, what came of one comparison of mixtures; docs/formats.md says what the file holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -53,6 +53,11 @@ class Estimate(_Part):
         if self.low is None or self.high is None:
             return None
         return (self.low > 0) - (self.high < 0)
+
+
+def have_the_same_seeds(estimates: Iterable[Estimate]) -> bool:
+    """Whether their means are of the same seeds. A seed that makes all models better would else choose the best."""
+    return len({frozenset(estimate.by_seed) for estimate in estimates}) <= 1
 
 
 class Differences(_Part):
@@ -113,7 +118,7 @@ class Cosines(_Part):
 
 
 class Trajectory(_Part):
-    """Weights of the first seed's proxy at some of its steps."""
+    """Weights at some steps of one seed's proxy, the first that has run."""
 
     steps: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     mean_weight: dict[str, list[Weight]]
@@ -199,6 +204,11 @@ class Summary(_Part):
     def measured(self) -> dict[str, MixtureSummary]:
         """Mixtures that bases were trained on and measured."""
         return {name: mixture for name, mixture in self.mixtures.items() if mixture.log_perplexity}
+
+    def averages(self, group: str) -> dict[str, Estimate]:
+        """Average log-perplexities over a group's domains, of the mixtures where that is a number."""
+        found = {name: average for name, mixture in self.measured.items() if (average := mixture.average(group))}
+        return {name: average for name, average in found.items() if average.mean is not None}
 
     @property
     def domains(self) -> list[str]:

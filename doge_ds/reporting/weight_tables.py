@@ -158,7 +158,7 @@ def cosine_table(name: str, mixture: MixtureSummary) -> Table | None:
     if (cosines := mixture.gram_cosines) is None:
         return None
     rows, columns, values = shown_cosines(cosines, mixture)
-    caption = f"Cosine between the gradients of each row and column, proxy of {name}; deeper shades are larger"
+    caption = f"Cosine between the gradients of each row and column, mean over the proxies of {name}; deeper is larger"
     return heat_table(caption, rows, columns, values, [_row_note(row, mixture) for row in rows])
 
 

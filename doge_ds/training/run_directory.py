@@ -9,6 +9,7 @@ RUN/checkpoints/     see training/checkpoint_files.py
 RUN/mixture.json     a finished proxy; RUN/hf/ a finished base model
 """
 
+import glob
 import json
 import os
 import shutil
@@ -62,6 +63,14 @@ MIXTURE_KEYS = ("mixture", "mixture_given", "schedule")
 BATCH_KEYS = ("config.training.global_batch_size", "config.training.sequences_per_domain", "batches")
 
 
+def refuse_pattern(run: Path) -> None:
+    """Raises RunError where DeepSpeed would take the path for a pattern when it looks for a checkpoint's files, and
+    find none."""
+    if glob.has_magic(str(run)):
+        problem = "has [, * or ? in its path, and DeepSpeed would not find its checkpoints there"
+        raise RunError(str(run), problem, "name another --output, or move the run")
+
+
 class RunDirectory:
     """What is on disk, and whether it may be continued. Looking changes nothing; `create` is for rank 0."""
 
@@ -101,6 +110,7 @@ class RunDirectory:
             *(MIXTURE_KEYS if changes_mixture else []),
             *(BATCH_KEYS if changes_batch else []),
         )
+        refuse_pattern(path)
         place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not place.is_dir():
             raise RunError(str(place), "is a file", "name another --output")

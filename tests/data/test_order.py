@@ -18,6 +18,7 @@ from doge_ds.data.order import (
     apportion,
     build_period,
     slots_of_rank,
+    without_traces,
 )
 from doge_ds.data.permutation import Permutation
 from doge_ds.errors import ConfigError, MixtureError, StoreError
@@ -91,6 +92,19 @@ def test_apportion_keeps_zero_and_tolerates_rounding_of_the_sum() -> None:
     assert apportion({"a": 0.5, "b": 0.0, "c": 0.5 + 9e-7}) == {"a": 32768, "b": 0, "c": 32768}
     assert apportion({"a": 0.5, "b": 0.0, "c": 0.5 - 9e-7}) == {"a": 32768, "b": 0, "c": 32768}
     assert apportion({"only": 1.0}) == {"only": 65536}
+
+
+@exact
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60).filter(lambda parts: max(parts) > 0.1), st.integers(0, 12))
+def test_weights_without_traces_can_be_apportioned(parts: list[float], power: int) -> None:
+    weights = {f"d{index}": part**power / sum(p**power for p in parts) for index, part in enumerate(parts)}
+    found = without_traces(weights)
+    shares = apportion(found)
+    assert list(found) == list(weights)
+    for name, weight in weights.items():
+        assert (found[name] > 0) == (weight >= 1 / PERIOD) == (shares[name] > 0)
+    lost = sum(weight for weight in weights.values() if weight < 1 / PERIOD)
+    assert all(abs(found[name] - weight) <= lost + 1e-12 for name, weight in weights.items())
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,21 @@ def test_only_proxies_without_a_base(tmp_path: Path, store: Path) -> None:
     assert comparison.groups == {"all": ["a", "b", "c"]}
 
 
+def test_settings_may_be_for_both_methods(tmp_path: Path, store: Path) -> None:
+    for name, other in (("doge", "doremi"), ("doremi", "doge")):
+        mixtures = {"plain": {"proxy": {}}, "other": {"proxy": {"method": other}}}
+        path = write_comparison(tmp_path, store, name, seeds=[0], mixtures=mixtures, base=None)
+        values = json.loads((tmp_path / "proxy.json").read_text())
+        del values["doge"]
+        values["data"]["train_domains"] = ["a", "b", "c"]
+        (tmp_path / "proxy.json").write_text(json.dumps({**values, "method": name}))
+        settings = ["proxy_settings.doge.target=mix", "proxy_settings.doremi.smoothing=0.01"]
+        stages = [chain[0]["proxy"] for chain in plan(path, *settings)[1].chains.values()]
+        found = {str(stage.config["method"]): stage.config for stage in stages if stage.config}
+        assert found["doremi"]["doremi"]["smoothing"] == 0.01
+        assert found["doge"]["doge"]["target"] == "mix"
+
+
 def test_doremi_has_a_reference_like_the_proxy(tmp_path: Path, store: Path) -> None:
     entry = {"proxy": {"method": "doremi", "data.train_domains": ["a", "b"]}, "reference_mixture": "given.json"}
     (tmp_path / "given.json").write_text('{"version": 1, "domains": {"a": 0.75, "b": 0.25}}')
@@ -214,7 +229,11 @@ def test_a_reference_runs_on_as_many_ranks_as_the_proxy(tmp_path: Path, store: P
         ({}, ["base_settings.data.train_domains=[\"a\", \"b\"]"], "the proxy will learn: has a weight for 'c'"),
         ({}, ["base_settings.training.steps=100000"], "c.json: mixtures.uniform: data.max_epochs: "),
         ({}, ["base_settings.deepspeed.zero_optimization.stage=2"], "mixtures.uniform: deepspeed.zero_optimization"),
-        ({}, ["mixtures.doge.stages=13"], "mixtures.doge: stages: are 13, where the proxy logs 12 steps"),
+        ({}, ["mixtures.doge.stages=13"], "mixtures.doge: the proxy: has 12 logged steps, too few for 13 stages"),
+        ({}, ["mixtures.doge.stages=4", "proxy_settings.training.log_every=5"], "has 3 logged steps, too few for 4"),
+        ({}, ["mixtures.doge.stages=4", "proxy_settings.doge.update_every=6"], "a part of 4 without any update of the"),
+        ({}, ["mixtures.doge.stages=9", "base_settings.training.steps=5"], "a base of 5 steps: has too few for 9"),
+        ({}, [f"mixtures.uniform={'m' * 300}"], "is no file and names no mixture"),
         ({}, ["mixtures.doge.proxy.method=doremi"], "the proxy will learn: has a weight for 'x'"),
         ({}, ["mixtures.doge.proxy.method=[\"doremi\"]"], 'method: ["doremi"] cannot stand'),
         ({}, ["mixtures.doge.reference_mixture=natural"], "reference_mixture: is of no use where no reference"),
@@ -266,6 +285,12 @@ def test_models_that_runs_start_from_or_are_compared_with_count_by_their_content
     assert identities() == before
     elsewhere = [setting.replace("/model", "/moved") for setting in doremi]
     assert plan(path, *elsewhere)[1].chains["doge"][0]["proxy"].identity == before[0]
+    # A run's directory stands for its export: what tells the model is in there.
+    shutil.copytree(tmp_path / "model", tmp_path / "run/hf")
+    (tmp_path / "run/run.json").write_text("{}")
+    (tmp_path / "run/config.json").write_text("{}")
+    of_run = [setting.replace("/model", "/run") for setting in doremi]
+    assert plan(path, *of_run)[1].chains["doge"][0]["proxy"].identity == before[0]
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(tmp_path / "model")

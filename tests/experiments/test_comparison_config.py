@@ -43,6 +43,20 @@ def test_settings_keep_their_dots_and_the_last_wins(tmp_path: Path) -> None:
     assert as_settings({"a.b": 1, "c": "x y"}, {"a.b": None}) == ["a.b=1", 'c="x y"', "a.b=null"]
 
 
+def test_settings_reach_mixtures_whose_names_have_dots(tmp_path: Path) -> None:
+    mixtures = {"mu 0": {"proxy": {}}, "mu 0.1": {"proxy": {}}, "mu 0.1.base": {"proxy": {}}}
+    values = {**LEAST, "proxy": "p.json", "mixtures": mixtures}
+    settings = [
+        "mixtures.mu 0.1.proxy.doge.mu=0.1",
+        "mixtures.mu 0.1.base.base.training.steps=3",
+        "mixtures.mu 0=natural",
+    ]
+    found = load(tmp_path, values, *settings).mixtures
+    assert found["mu 0.1"].proxy == {"doge.mu": 0.1}
+    assert found["mu 0.1.base"].base == {"training.steps": 3}
+    assert found["mu 0"].mixture == "natural"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

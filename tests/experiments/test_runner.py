@@ -8,7 +8,7 @@ import pytest
 
 from doge_ds.compare import choose_slots
 from doge_ds.errors import ConfigError, RunError
-from doge_ds.experiments.runner import Outcome, Slots, failure, gpus_of_this_machine, write_inputs
+from doge_ds.experiments.runner import Outcome, Runner, Slots, failure, gpus_of_this_machine, write_inputs
 from doge_ds.experiments.stages import ScheduleOf, Stage
 from doge_ds.mixture_schedule import read_schedule_file
 from tests.reporting.run_directories import make_proxy
@@ -47,6 +47,10 @@ def test_gpus_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gpus_of_this_machine({}) == (0, 1)
     assert gpus_of_this_machine({"CUDA_VISIBLE_DEVICES": "3,5"}) == (3, 5)
     assert gpus_of_this_machine({"CUDA_VISIBLE_DEVICES": "3,5", "DS_ACCELERATOR": "cpu"}) == ()
+    assert gpus_of_this_machine({"CUDA_VISIBLE_DEVICES": "3, 5"}) == (3, 5)
+    for names in ("GPU-8f2c1d", "MIG-1,MIG-2", "3,GPU-8f2c1d"):  # 0 and 1 may be another user's
+        with pytest.raises(ConfigError, match="names GPUs otherwise than by number"):
+            gpus_of_this_machine({"CUDA_VISIBLE_DEVICES": names})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     with pytest.raises(ConfigError, match="2 stages of 2 ranks need 4 GPUs, and there are 2"):
@@ -79,6 +83,28 @@ def test_a_failure_shows_the_last_lines(tmp_path: Path) -> None:
     assert "  line 50" not in text.splitlines()
     assert "was ended by SIGKILL" in failure(it, -signal.SIGKILL)
     assert f"ended without {it.result}: move {it.result.parent} away" in failure(it, 0)
+
+
+def test_a_stage_that_cannot_be_started_holds_up_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = "import pathlib; (d := pathlib.Path('{}')).mkdir(); (d / 'mixture.json').touch()"
+
+    class Shell(Stage):
+        @property
+        def words(self) -> list[str]:
+            return ["-c", program.format(self.directory)]
+
+    blocked = Shell("proxy", "a", 0, "a" * 64, tmp_path / "stages/a", (), config={"x": 1})
+    free = Shell("proxy", "b", 0, "b" * 64, tmp_path / "stages/b", ())
+    (tmp_path / "stages/a.json").mkdir(parents=True)  # what it reads cannot be written, as on a full disk
+    outcome = Runner([blocked, free], Slots(2, 1)).run()
+    assert outcome.failed == [blocked]
+    assert free.is_finished
+    assert "error: proxy of a, seed 0: cannot be started: " in capsys.readouterr().err
+
+
+def test_what_a_stage_runs_on(tmp_path: Path) -> None:
+    assert [Slots(2, 2, tuple(range(gpus))).devices for gpus in (0, 8)] == ["cpu", "4 GPUs"]
+    assert Slots(1, 1, (0, 1)).devices == "1 GPU"
 
 
 def test_a_schedule_is_made_of_the_proxys_trajectory(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from doge_ds.reporting import comparison_words as words
 from doge_ds.reporting.cells import MINUS, interval, number
+from doge_ds.reporting.comparison_tables import average_table, log_perplexity_table
 from doge_ds.reporting.interval_charts import IntervalPanel
 from doge_ds.reporting.summaries import Estimate, Summary
 from tests.reporting.comparisons import METHODS, estimate, summary_of
@@ -40,6 +41,16 @@ def of(averages: Mapping[str, Mapping[int, float | None]], **changes: Any) -> Su
         }
     known = {"version": 1, "name": "n", "seeds": [0, 1, 2], "complete": True, "groups": {"all": ["a", "b"]}}
     return Summary.model_validate({**known, "against": against, "mixtures": mixtures, **changes})
+
+
+def test_averages_of_different_seeds_name_no_best_mixture() -> None:
+    summary = of({"uniform": {0: 3.4, 1: 3.6}, "doge": {0: 3.45}}, complete=False)
+    assert words.answers(summary)[0] == (
+        "Over all 2 domains, no mixture is the best yet: their averages are of different seeds."
+    )
+    table = average_table(summary, "all")
+    assert not any(row.cells[0].strong for row in table.rows)
+    assert not any(cell.strong for row in log_perplexity_table(summary).rows for cell in row.cells)
 
 
 def test_the_best_mixture_and_that_its_interval_excludes_0() -> None:
@@ -90,7 +101,7 @@ def test_a_difference_that_is_not_known_is_called_so() -> None:
     (only,) = words.answers(summary)
     assert only.startswith("Only doge has an average log-perplexity over all 2 domains")
     assert "Without a finite average of every seed, as where a base diverged: uniform." in words.notes(summary)
-    (only,) = words.answers(of({"uniform": {0: 3.5}, "doge": {1: 3.4}}))
+    (only,) = words.answers(of({"uniform": {0: None}, "doge": {0: 3.4}, "natural": {0: 3.5}}))
     assert only.endswith("Its difference to uniform is not known: seeds that both have are missing, or one diverged.")
     (only,) = words.answers(of({"uniform": {0: None}, "doge": {0: None}}))
     assert only.startswith("No average over all 2 domains is a number")

@@ -73,6 +73,13 @@ def test_folders_and_files_of_others_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "empty/config.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["a [1]", "a*", "what?"])
+def test_a_path_that_deepspeed_would_take_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunError, match="DeepSpeed would not find its checkpoints there"):
+        look(tmp_path / name / "run")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_run_killed_while_its_directory_was_made_starts_again(tmp_path: Path) -> None:
     look(tmp_path / "run").create()
     (tmp_path / "run/starts.jsonl").unlink()

@@ -35,6 +35,7 @@ OTHER_METHOD = {"doge": "doremi", "doremi": "doge"}
 
 # Keys that no result depends on; the store's content is known by its fingerprint, the mixture by its weights.
 FREE_KEYS = (
+    "data.max_epochs",
     "data.path",
     "mixture",
     "training.checkpoint_every",

@@ -37,6 +37,7 @@ Resume = Literal["auto", "never"]
 # Keys and sections that may change between a run and its continuation: they do not touch what is computed. The store
 # may have been moved; its fingerprint is compared instead.
 FREE_KEYS = (
+    "config.data.max_epochs",
     "config.data.path",
     "config.training.checkpoint_every",
     "config.training.keep_checkpoints",

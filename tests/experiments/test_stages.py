@@ -34,6 +34,8 @@ def test_what_no_result_depends_on_may_change_in_an_unfinished_run_too() -> None
 def test_keys_that_decide_and_keys_that_do_not() -> None:
     first = identity_of("base", base(), store="x")
     assert identity_of("base", base(keep_checkpoints=9, micro_batch_size=1, peak_tflops=3.0), store="x") == first
+    patient = base().model_copy(update={"data": base().data.model_copy(update={"max_epochs": 9.0})})
+    assert identity_of("base", patient, store="x") == first  # it refuses or lets pass
     others = [base(seed=1), base(steps=6), base(warmup_steps=1), base(log_every=5), base(eval_every=2)]
     found = {identity_of("base", other, store="x") for other in others} | {identity_of("base", base(), store="y")}
     assert len(found | {first}) == len(others) + 2

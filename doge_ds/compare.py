@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from doge_ds.command_line import add_settings, positive
-from doge_ds.errors import ConfigError, RunError
+from doge_ds.errors import ConfigError, DogeError, RunError
 
 if TYPE_CHECKING:
     from doge_ds.experiments.chains import Comparison
@@ -85,18 +85,21 @@ def run(arguments: argparse.Namespace) -> int:
         print(table(stages, slots))
         return 0
     if arguments.summarize:
+        finished = sum(stage.is_finished for stage in planner.stages.values())
+        if not finished:
+            raise RunError(str(arguments.output), "has no finished stage of these comparisons", "name their --output")
+        print(f"{finished} of {len(planner.stages)} stages are finished")
         write_summaries(comparisons, arguments.output, None)  # the stages may have run anywhere
         return 0
     with locked(arguments.output):
         outcome = Runner(stages, slots).run()
-        if outcome.was_stopped:
-            print("stopped; the same command goes on", file=sys.stderr)
-            return outcome.status
         for stage in outcome.failed:
             print(f"error: {stage.name} failed; see {stage.log}", file=sys.stderr)
-        if outcome.waiting:
+        if outcome.waiting and not outcome.was_stopped:
             print(f"{len(outcome.waiting)} stages that depend on others were not run", file=sys.stderr)
         write_summaries(comparisons, arguments.output, slots.devices)
+        if outcome.was_stopped:
+            print("stopped; the same command goes on", file=sys.stderr)
     return outcome.status
 
 
@@ -168,9 +171,13 @@ def cannot_be_written(folder: Path, error: OSError) -> ConfigError:
 
 
 def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: str | None) -> None:
-    """FOLDER/<name>/summary.json and report.html of each; of several comparisons FOLDER/report.html too."""
+    """FOLDER/<name>/summary.json and report.html of each; of several comparisons FOLDER/report.html too.
+
+    Args:
+        devices: what the stages ran on; None where that is not known.
+    """
     from doge_ds.experiments.summary import summarize
-    from doge_ds.json_files import write_json
+    from doge_ds.json_files import read_json_object, write_json
 
     written = []
     for comparison in comparisons:
@@ -179,8 +186,13 @@ def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: 
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_be_written(folder, error) from None
-        write_json(place / "summary.json", summarize(comparison, folder, devices))
-        written.append(place / "summary.json")
+        file = place / "summary.json"
+        summary = summarize(comparison, folder, devices)
+        if devices is None:  # what the earlier one says
+            with contextlib.suppress(DogeError):
+                summary["machine"] = read_json_object(file).get("machine", summary["machine"])
+        write_json(file, summary)
+        written.append(file)
     from doge_ds.reporting.comparison_page import write_comparison_page
 
     pages = {summary.with_name("report.html"): [summary] for summary in written}

@@ -152,7 +152,11 @@ def load_config(kind: type[Config], path: Path, settings: Sequence[str] = ()) ->
 def _read_deepspeed(values: dict[str, Any], path: Path) -> None:
     """Put the DeepSpeed file's contents where its path stands."""
     if isinstance(values.get("deepspeed"), str):
-        values["deepspeed"] = read_json_object(path.parent / values["deepspeed"])
+        try:
+            values["deepspeed"] = read_json_object(path.parent / values["deepspeed"])
+        except ConfigError as error:
+            where, problem, remedy = error.args
+            raise ConfigError(f"{path}: deepspeed: {where}", problem, remedy) from None
 
 
 def for_publication(values: Mapping[str, Any]) -> dict[str, Any]:

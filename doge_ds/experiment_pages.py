@@ -19,7 +19,7 @@ from doge_ds.errors import ConfigError, DogeError, report
 from doge_ds.reporting.cells import Cell, Table
 from doge_ds.reporting.comparison_figures import write_figures
 from doge_ds.reporting.comparison_tables import average_table, difference_table, worst_table
-from doge_ds.reporting.comparison_words import answers
+from doge_ds.reporting.comparison_words import answers, notes
 from doge_ds.reporting.summaries import Summary, read_summary
 from doge_ds.reporting.weight_tables import cost_tables, stability_table, weight_table
 
@@ -93,8 +93,9 @@ def results_text(root: Path, name: str) -> str:
     if not file.exists():
         return "\nNot run yet.\n\n"
     summary = read_summary(file)
-    parts = [] if summary.complete else ["**Not finished: some stages are missing.**"]
-    parts += [" ".join(answers(summary)), *(markdown(table) for table in _tables(summary))]
+    parts = [" ".join(answers(summary)), *(markdown(table) for table in _tables(summary))]
+    if limits := [*notes(summary), *_warnings(summary)]:
+        parts.append("\n".join(f"* {line}" for line in limits))
     for chart in sorted(file.parent.glob("*.svg")):
         parts.append(f"![{_alternative(chart)}](../results/{name}/{chart.name})")
     return "\n" + "\n\n".join(parts) + "\n\n"
@@ -107,6 +108,11 @@ def _tables(summary: Summary) -> Iterator[Table]:
         if table:
             yield table
     yield from cost_tables(summary)
+
+
+def _warnings(summary: Summary) -> Iterator[str]:
+    for name, mixture in summary.mixtures.items():
+        yield from (f"{name}: {warning}" for warning in dict.fromkeys(mixture.warnings))
 
 
 def markdown(table: Table) -> str:

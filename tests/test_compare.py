@@ -94,7 +94,7 @@ def test_stopped_killed_and_run_to_its_end(compared: Compared, capsys: pytest.Ca
     finished = compared.directories()
     stopped = [run for run in compared.output.glob("stages/*-s0-*") if lines(run) and not finished[run.name]]
     assert stopped
-    assert not (compared.output / "c/summary.json").exists()
+    assert not json.loads((compared.output / "c/summary.json").read_text())["complete"]
     saved = {run: max(path.name for path in (run / "checkpoints").glob("step*")) for run in stopped}
 
     def has_a_result() -> bool:
@@ -148,6 +148,9 @@ def test_the_summary_says_what_the_stages_left(compared: Compared) -> None:
     assert doge["gram_cosines"]["rows"] == ["a", "b", "c", "x"]
     assert doge["stages"]["1"]["base"] == f"stages/{compared.stage('base', 'doge', 1).name}"
     assert "<html" in (compared.output / "c/report.html").read_text()
+    assert summary["machine"] == {"cores": os.cpu_count(), "devices": "cpu"}
+    assert compared.run("--summarize") == 0
+    assert json.loads((compared.output / "c/summary.json").read_text()) == summary  # of what it was run on, too
 
 
 def test_a_changed_key_redoes_what_depends_on_it(compared: Compared, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +231,7 @@ def test_ranks_below_a_launcher_save_too(compared: Compared) -> None:
         (["--config", "c.json", "--only", "proxy"], "argument --only: invalid choice: 'proxy'"),
         (["--config", "report.html.json"], "FOLDER/report.html would hold something else too"),
         (["--config", ".compare.lock.json"], "FOLDER/.compare.lock would hold something else too"),
+        (["--config", "c.json", "--summarize", "--output", "o"], "o: has no finished stage of these comparisons"),
         (["--config", "c.json", "--output", "a [1]"], "a [1]: has [, * or ? in its path"),
         (["--config", "c.json", "--set", "seeds"], "--set seeds: is no assignment"),
         (["--config", "c.json", "--output", "store/manifest.json"], "--output store/manifest.json: cannot be written"),

@@ -9,7 +9,7 @@ from typing import Any
 from doge_ds.config import BaseConfig, ProxyConfig, load_config
 from doge_ds.config_sections import BaseTrainingConfig
 from doge_ds.data.tokens import TokenStore
-from doge_ds.errors import ConfigError, nearest
+from doge_ds.errors import ConfigError, MixtureError, nearest
 from doge_ds.experiments.comparison_config import ComparisonConfig, as_settings, load_comparison
 from doge_ds.experiments.costs import Costs
 from doge_ds.experiments.inputs import (
@@ -267,7 +267,11 @@ class _Builder:
         proxy = self._proxy_config(name, seed)
         learned, _ = choose_domains(proxy, open_store(proxy.data.path))
         where = "data.train_domains of the base: the mixture that the proxy will learn"
-        Mixture.uniform(learned).over(base.data.train_domains or store.domains, where)
+        try:
+            Mixture.uniform(learned).over(base.data.train_domains or store.domains, where)
+        except MixtureError as error:
+            remedy = "let proxy and base have the same data.train_domains"
+            raise MixtureError(error.args[0], error.args[1], remedy) from None
 
     def _measure(self, name: str, seed: int, base: Stage) -> Stage:
         store, wanted = self._measured_on, self._config.evaluation

@@ -14,6 +14,8 @@ from doge_ds.errors import ConfigError, nearest
 from doge_ds.json_files import read_json_object
 
 _OF_ALL_SEEDS = "training.seed"
+# Sections of a run configuration whose keys have defaults: what is left out would be taken from there, unnoticed.
+_SECTIONS = ("data", "training", "doge", "doremi")
 
 
 class EvaluationConfig(Section):
@@ -133,7 +135,7 @@ def as_settings(*layers: Mapping[str, Any]) -> list[str]:
 
 def _check_names(config: ComparisonConfig, path: Path) -> None:
     """Raises ConfigError where a mixture is compared with one that is not there or has no base, or settings set the
-    seed."""
+    seed or a whole section."""
     for where, name in [("against", config.against), *_againsts(config)]:
         if name is None:
             continue
@@ -150,6 +152,9 @@ def _check_names(config: ComparisonConfig, path: Path) -> None:
     for where, layer in layers.items():
         if _OF_ALL_SEEDS in layer:
             raise ConfigError(f"{path}: {where}", f"sets {_OF_ALL_SEEDS}", "name all seeds in `seeds`")
+        if section := next((key for key in _SECTIONS if key in layer), None):
+            problem = f"{section} would replace all of the section that the file has"
+            raise ConfigError(f"{path}: {where}", problem, f"write its keys with dots, like {section}.KEY")
 
 
 def _againsts(config: ComparisonConfig) -> list[tuple[str, str | None]]:

@@ -79,6 +79,8 @@ def test_settings_reach_mixtures_whose_names_have_dots(tmp_path: Path) -> None:
         ({"mixtures": {"u": {"mixture": "uniform", "has_base": False}, "n": "natural"}},
          "c.json: mixtures.u.has_base: 'n' is compared with 'u', which has no base"),
         ({"base_settings": {"training.seed": 3}}, "c.json: base_settings: sets training.seed; name all seeds in"),
+        ({"proxy": "p.json", "mixtures": {"u": "uniform", "d": {"proxy": {"doge": {"mu": 1}}}}},
+         "c.json: mixtures.d.proxy: doge would replace all of the section that the file has; write its keys with dots"),
         ({"evaluation": {"limit": 1.5}}, "evaluation.limit: limit 1.5 is neither a part, below 1, nor a whole number"),
         ({"groups": {"all": []}}, "c.json: the file: the group 'all' names no domain, or one twice"),
     ],

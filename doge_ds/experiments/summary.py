@@ -70,7 +70,7 @@ def summarize(comparison: Comparison, folder: Path, devices: str | None) -> dict
         "groups": comparison.groups,
         "mixtures": {
             name: {
-                **_about(comparison, name, of),
+                **_about(comparison, name, found),
                 **_measured(comparison, name, perplexities),
                 **_other_measures(of),
                 "cost": _costs(of),
@@ -125,17 +125,25 @@ def _estimates(numbers: Numbers) -> dict[str, Any] | None:
     return {name: estimate(by_seed) for name, by_seed in numbers.items()} or None
 
 
-def _about(comparison: Comparison, name: str, found: Found) -> dict[str, Any]:
+def _about(comparison: Comparison, name: str, of_all: Mapping[str, Found]) -> dict[str, Any]:
     """What the mixture is."""
+    found, against = of_all[name], comparison.config.against_of(name)
     weights = by_domain(found.weights)
     proxy = next((chain["proxy"] for chain in found.chains.values() if "proxy" in chain), None)
     distances = {seed: from_uniform(of) for seed, of in found.weights.items()}
+    others = of_all[against].weights if against != name else {}
+    moved = {
+        seed: total_variation(of, others[seed])
+        for seed, of in found.weights.items()
+        if seed in others and of.keys() == others[seed].keys()
+    }
     return {
-        "against": comparison.config.against_of(name),
+        "against": against,
         "method": (proxy.config or {}).get("method", "doge") if proxy else None,
         "mixture": comparison.config.mixtures[name].mixture,
         "weights": _estimates(weights) or {},
         "distance_from_uniform": estimate(distances) if distances else None,
+        "distance_from_against": estimate(moved) if moved else None,
     }
 
 

@@ -159,6 +159,7 @@ class MixtureSummary(_Part):
     accuracy: dict[str, Estimate] | None = None
     cost: Costs = Field(default_factory=Costs)
     distance_from_uniform: Estimate | None = None
+    distance_from_against: Estimate | None = None
     stability: Stability | None = None
     gram_cosines: Cosines | None = None
     warnings: list[str] = Field(default_factory=list)

@@ -54,7 +54,8 @@ def weight_table(summary: Summary, of_last_step: bool = False) -> Table | None:
         cells = [_weight_cell(weights.get(domain), largest[name]) for name, weights in found.items()]
         if any(domain in weights for weights in found.values()):
             rows.append(Row(domain, cells))
-    what = "Weights at the proxies' last step" if of_last_step else "Weights that bases are trained on"
+    trained_on = "Weights that bases are trained on" if summary.measured else "Mean weights"
+    what = "Weights at the proxies' last step" if of_last_step else trained_on
     return folding_table(f"{what}, mean over seeds (smallest to largest of them)", "domain", list(found), rows)
 
 
@@ -75,10 +76,17 @@ def stability_table(summary: Summary) -> Table | None:
             Cell(spread_text(stability.half_to_end if stability else None)),
             Cell(number(stability.across_seeds if stability else None, 4)),
             Cell(spread_text(mixture.distance_from_uniform)),
+            Cell(spread_text(mixture.distance_from_against)),
+            Cell(mixture.against if mixture.against != name else NOTHING),
         ]
         rows.append(Row(name, cells))
-    columns = ["half of the steps to the end", "one seed to another", "uniform to the end"]
-    caption = "How far mean weights move, total variation distance (0 to 1); with several seeds smallest to largest"
+    columns = [
+        *("half of the steps to the end", "one seed to another", "from uniform"),
+        *("from the one compared with, same seed", "compared with"),
+    ]
+    caption = (
+        "How far mean weights lie apart, total variation distance (0 to 1); with several seeds smallest to largest"
+    )
     return folding_table(caption, "mixture", columns, rows) if rows else None
 
 

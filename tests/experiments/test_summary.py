@@ -116,6 +116,8 @@ def test_the_weights_of_a_schedule_are_its_mean_over_the_bases_steps(tmp_path: P
     doge = runs.summary()["mixtures"]["doge"]
     assert {name: of["mean"] for name, of in doge["weights"].items()} == mean
     assert doge["distance_from_uniform"]["mean"] == pytest.approx(1 / 6)
+    assert doge["distance_from_against"] == doge["distance_from_uniform"]
+    assert runs.summary()["mixtures"]["uniform"]["distance_from_against"] is None
 
 
 def test_how_the_proxy_came_to_its_weights(tmp_path: Path) -> None:

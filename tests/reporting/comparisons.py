@@ -141,6 +141,7 @@ def _learned(
     distances = np.abs(by_seed - uniform).sum(axis=0) / 2
     found: dict[str, Any] = {
         "distance_from_uniform": estimate(dict(zip(seeds, distances.tolist(), strict=True))),
+        "distance_from_against": estimate(dict(zip(seeds, (distances / 2).tolist(), strict=True))) if method else None,
         "stability": None,
         "last_weights": None,
         "gram_cosines": None,

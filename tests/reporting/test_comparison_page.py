@@ -56,7 +56,7 @@ def test_every_table_and_chart_has_its_words() -> None:
         *('Average over "trained on" (3 domains)', 'Average over "never seen" (2 domains)', "What was compared"),
         *("Difference in log-perplexity to uniform", "Log-perplexity of each domain", "Bits per byte"),
         *("The worst domain of each mixture", "Few-shot accuracy", "Weights that bases are trained on"),
-        *("Weights at the proxies' last step", "How far mean weights move", "Cosine between the gradients"),
+        *("Weights at the proxies' last step", "How far mean weights lie apart", "Cosine between the gradients"),
         *("Floating-point operations", "Wall time (2 cores, cpu)", "Tokens read", "Run directories"),
     ):
         assert words in captions

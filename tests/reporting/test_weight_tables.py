@@ -7,6 +7,7 @@ import pytest
 
 from doge_ds.reporting import weight_tables as tables
 from doge_ds.reporting.cells import NOTHING, SHADES, Table, duration, number
+from doge_ds.reporting.comparison_tables import spread_text
 from doge_ds.reporting.heat_map import HEAT_MAP_ROWS
 from doge_ds.reporting.summaries import Cosines, Summary
 from doge_ds.reporting.tables import weight_text
@@ -61,6 +62,9 @@ def test_stability_is_of_learned_mixtures() -> None:
     assert stability is not None
     assert found["doge"][0].startswith(f"{number(stability.half_to_end.mean, 4)} (")
     assert found["doge"][1] == number(stability.across_seeds, 4)
+    apart = summary.mixtures["doge"].distance_from_against
+    assert apart is not None
+    assert found["doge"][3:] == [spread_text(apart), "uniform"]
     assert texts(tables.stability_table(read(seeds=(0,))))["doge"][1] == NOTHING
     assert tables.stability_table(read(methods={"uniform": None})) is None
 

@@ -4,24 +4,26 @@ The variables of deepspeed and torchrun win over Slurm's, so that either may be 
 """
 
 import errno
-import faulthandler
 import hashlib
 import io
+import itertools
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
 from doge_ds.errors import ConfigError, DogeError, SaveError, report
+from doge_ds.training.stacks import print_stacks_on_usr2
 
 # A launcher that sees one rank fail ends the others within a second or two. A rank that still lives after this long has
 # an error that rank 0 does not have (a file that only its node lacks), and must speak for itself.
@@ -35,8 +37,6 @@ SECONDS_UNTIL_SRUN_IS_TOLD = 5.0
 # The watchdog says who is missing, torch does not: it shall be first.
 SECONDS_BEHIND_THE_WATCHDOG = 60.0
 
-STANDARD_ERROR = 2  # itself, whatever sys.stderr is: faulthandler writes without Python
-
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 MASTER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 SLURM_VARIABLES = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
@@ -48,6 +48,7 @@ VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_
 # From 20000 up to below the ports that Linux gives to outgoing connections (from 32768). 12007 is a prime, so jobs of
 # one node whose numbers differ by less than that never meet in their first steps.
 FIRST_PORT, PORTS, PORTS_BETWEEN_JOBS = 20_000, 12_007, 100
+_NUMBERS = itertools.count(secrets.randbelow(PORTS))  # one process gets no port twice, two processes hardly the same
 
 
 @dataclass(frozen=True)
@@ -217,10 +218,17 @@ def start_process_group(ranks: Ranks, rank_timeout: float = 1800.0) -> None:
     deepspeed.comm.barrier()  # every rank has looked at the run directory before rank 0 changes it
 
 
-def print_stacks_on_usr2() -> None:
-    """From now on SIGUSR2, and a crash inside a library, print what every thread of this process does."""
-    faulthandler.enable(file=STANDARD_ERROR)
-    faulthandler.register(signal.SIGUSR2, file=STANDARD_ERROR)
+def free_port() -> int:
+    """A port that nobody listens on, for ranks of one machine to meet at.
+
+    Not the one that Linux would give: from its ports (from 32768) it gives to whoever asks for any, as each rank of
+    another run does a few times while these ranks, for some seconds, still load torch.
+    """
+    while True:
+        port = FIRST_PORT + next(_NUMBERS) % PORTS
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
 
 
 def quieten_libraries() -> None:
@@ -266,6 +274,7 @@ def finish(status: int) -> int:
 
 def run_program(main: Callable[[], int]) -> NoReturn:
     """Run a program on this rank and exit with its status; print a user's mistake once, not once a rank."""
+    _print_whole_lines()
     print_stacks_on_usr2()
     is_srun_task = "RANK" not in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     try:
@@ -282,6 +291,16 @@ def run_program(main: Callable[[], int]) -> NoReturn:
     if status not in (0, 75):
         os._exit(status)
     sys.exit(status)
+
+
+def _print_whole_lines() -> None:
+    """Each line on stderr in one write(2), which other ranks that write to the same pipe or file cannot tear.
+
+    Python writes what it prints at once and its newline after it: two ranks that said something in the same moment
+    were read as `copa (1 of 3 tasks)sciq (2 of 3 tasks)` and an empty line.
+    """
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(line_buffering=True, write_through=False)
 
 
 def _report_unexpected(error: Exception, is_srun_task: bool) -> int:

@@ -1,5 +1,6 @@
 """Ranks from Slurm's variables, recorded from Slurm 22.05; who wins; what is refused; what a task's end looks like."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from doge_ds.errors import ConfigError
+from doge_ds.training import launch
 from doge_ds.training.launch import (
     FIRST_PORT,
     LAUNCHER_VARIABLES,
@@ -220,6 +222,22 @@ def test_jobs_and_steps_of_one_node_have_ports_of_their_own() -> None:
     assert len(near) == 100 * 100
 
 
+def test_free_ports_are_below_linux_own_and_no_two_are_the_same() -> None:
+    ports = [launch.free_port() for _ in range(50)]
+    assert len(set(ports)) == 50
+    assert all(20_000 <= port < 32_768 for port in ports)
+
+
+def test_a_port_that_somebody_listens_on_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        monkeypatch.setattr(launch, "FIRST_PORT", taken)
+        monkeypatch.setattr(launch, "_NUMBERS", itertools.count())
+        assert launch.free_port() > taken
+
+
 @pytest.mark.parametrize(
     ("visible", "local_id", "index"),
     [
@@ -285,6 +303,30 @@ def test_a_task_alone_with_its_mistake_tells_it_and_so_does_task_0() -> None:
     first = start_mistake(TASK_1_OF_2 | {"SLURM_PROCID": "0"}, "0.1", "60")
     assert first.communicate(timeout=30)[1] == "error: key: is wrong; mend it\n"
     assert first.returncode == 2
+
+
+LINES = """
+import sys
+from doge_ds.errors import ConfigError
+from doge_ds.training import launch
+launch.SECONDS_UNTIL_OTHER_RANKS_SPEAK = 0
+def main():
+    print("copa (1 of 3 tasks)", file=sys.stderr, flush=True)
+    raise ConfigError("key", "is wrong", "mend it")
+launch.run_program(main)
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["", "as deepspeed starts it"])
+def test_a_rank_writes_each_line_whole(options: list[str]) -> None:
+    ours, of_the_rank = os.pipe2(os.O_DIRECT)  # packets: a read returns what one write wrote
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {"RANK": "1"}
+    done = subprocess.run([sys.executable, *options, "-c", LINES], env=environment, stderr=of_the_rank, check=False)
+    os.close(of_the_rank)
+    with open(ours, "rb", buffering=0) as pipe:
+        written = list(iter(lambda: pipe.read(4096), b""))
+    assert done.returncode == 2
+    assert written == [b"copa (1 of 3 tasks)\n", b"on rank 1: error: key: is wrong; mend it\n"]
 
 
 def test_a_program_in_a_task_without_its_rank_ends_with_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from doge_ds.config_sections import DogeConfig, DoremiConfig
+from doge_ds.config_sections import DogeConfig, MethodOptions
 from doge_ds.errors import ConfigError
 from doge_ds.training.gradient_rows import Columns, GradientRows, squared_norm
 from doge_ds.training.launch import seed_everything
@@ -70,7 +70,7 @@ class DomainGradients:
         train_domains: Sequence[str],
         target_rows: int,
         seed: int,
-        options: DogeConfig | DoremiConfig,
+        options: MethodOptions,
         reference: torch.nn.Module | None = None,
     ) -> None:
         """Allocate the rows.

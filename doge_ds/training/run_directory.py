@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from doge_ds.config import RunConfig
+from doge_ds.config_sections import METHODS
 from doge_ds.errors import RunError
 from doge_ds.json_files import parse_json, write_json
 from doge_ds.training.monitor import MONITORS
@@ -53,7 +54,8 @@ FREE_KEYS = (
     "config.training.peak_tflops",
     "config.training.export_dtype",
     "config.mixture",  # what is trained on stands in run.json
-    "config.doremi.reference",  # and so does what tells the reference model from another
+    # So does what tells a reference model from another.
+    *(f"config.{name}.reference" for name, section in METHODS.items() if "reference" in section.model_fields),
     "mixture_from",
     "ranks",  # a checkpoint is converted for another number of them
     *(f"config.deepspeed.{name}" for name in MONITORS),

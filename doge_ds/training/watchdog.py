@@ -18,7 +18,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from doge_ds.errors import DogeError, RankLostError, first_line
-from doge_ds.training.launch import STANDARD_ERROR, Ranks
+from doge_ds.training.launch import Ranks
+from doge_ds.training.stacks import STANDARD_ERROR, print_stacks
 
 SECONDS_BETWEEN_BEATS = 2.0
 # A rank that was not heard for so long has ended, or was stopped: a thread may wait a second or two for Python's lock.
@@ -76,8 +77,11 @@ class Watchdog:
 
     def mark(self, place: str) -> None:
         """The rank goes on, and is now there ("in step 12", "in the evaluation after step 12")."""
+        is_first = self._marked_at is None
         self._beat = replace(self._beat, place=place)
         self._marked_at = time.monotonic()
+        if is_first:
+            self._publish()  # a rank that dies before its next beat was not "at its start"
         # The last resort, where even Python's lock is held: it needs no Python.
         faulthandler.dump_traceback_later(1.5 * self._timeout + 30, exit=True, file=STANDARD_ERROR)
 
@@ -120,7 +124,7 @@ class Watchdog:
             names = _lost(culprits or {self._ranks.rank: self._beat})
             print(f"error: {problem}; {names}", file=sys.stderr, flush=True)
         if is_culprit or not culprits:
-            faulthandler.dump_traceback(file=STANDARD_ERROR)
+            print_stacks()
         self._publish(left="")  # what it has to say is said: others shall not take it for the silent one
         self._linger()
         os._exit(RankLostError.exit_status)

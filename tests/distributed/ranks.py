@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from doge_ds.training.launch import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,12 +22,6 @@ def environment() -> dict[str, str]:
     """This process's, with the CPU accelerator, one thread a rank, and the virtual environment's programs on PATH."""
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 FORKS = multiprocessing.get_context("forkserver")

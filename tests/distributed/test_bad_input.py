@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment, free_port
+from doge_ds.training.launch import free_port
+from tests.distributed.ranks import ROOT, Ranks, deepspeed, environment
 from tests.distributed.small_runs import small_store, write_config
 
 

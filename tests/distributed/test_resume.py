@@ -74,7 +74,8 @@ def disturb(folder: Path, stage: str, program: str, arguments: list[str]) -> Non
         killed.processes[1].send_signal(signal.SIGKILL)
         statuses, printed = killed.finish(60)
         assert statuses == [1, -signal.SIGKILL]
-        assert re.search(r"error: the ranks: rank 1 \(process \d+ on \S+\) does not answer, last seen in ", printed)
+        place = r"last seen in (the \w+ after )?step \d+; "  # also where it was killed before its first beat in a step
+        assert re.search(r"error: the ranks: rank 1 \(process \d+ on \S+\) does not answer, " + place, printed), printed
     assert int(re.findall(r"continues after step (\d+) of 40", printed)[0]) >= 9
     assert metrics.read_text().count("\n") < 40
     (run / "checkpoints/step00000099").mkdir()  # later than latest

@@ -13,7 +13,7 @@ from tests.distributed.ranks import Ranks
 from tests.distributed.small_runs import small_store, write_config
 
 PROXY, BASE = "doge_ds/train_proxy.py", "doge_ds/train_base.py"
-TIMEOUT = 3.0
+TIMEOUT = 6.0  # longer than a busy machine takes for a step
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def asleep(store: Path) -> Ranks:
 def test_a_rank_that_stands_still_is_named_in_time_and_prints_its_stack_when_it_is_asked(
     store: Path, tmp_path: Path
 ) -> None:
-    many = {"steps": 100_000, "rank_timeout": TIMEOUT, "checkpoint_every": 10}
+    many = {"steps": 100_000, "rank_timeout": TIMEOUT, "checkpoint_every": 100_000}
     data = {"max_epochs": 1e9}
     config = write_config(tmp_path / "run.json", store, "base", training=many, data=data)
     run = tmp_path / "run"
     ranks = Ranks(2, BASE, "--config", str(config), "--mixture", "uniform", "--output", str(run))
     ranks.wait_for_lines(run / "metrics.jsonl", 12)
     ranks.processes[1].send_signal(signal.SIGUSR2)
-    ranks.wait_until(lambda: "Current thread" in ranks.processes[1].printed())
+    ranks.wait_until(lambda: "MainThread (most" in ranks.processes[1].printed())
     lines = (run / "metrics.jsonl").read_text().count("\n")
     ranks.wait_for_lines(run / "metrics.jsonl", lines + 3)  # it went on
     time.sleep(1.5 * SECONDS_BETWEEN_BEATS)  # so that it has said where it is
@@ -47,9 +47,11 @@ def test_a_rank_that_stands_still_is_named_in_time_and_prints_its_stack_when_it_
     assert ranks.processes[0].wait(timeout=60) == 1
     assert TIMEOUT < time.monotonic() - began < TIMEOUT + 30
     printed = ranks.processes[0].printed()
-    message = r"error: no step was finished for 3 seconds; the ranks: rank 1 \(process \d+ on \S+\) does not answer, "
-    place = r"last seen in (the checkpoint after )?step \d+; see what its node"  # every tenth step is followed by one
-    assert re.search(message + place, printed), printed
+    message = (
+        r"error: no step was finished for 6 seconds; the ranks: rank 1 \(process \d+ on \S+\) does not answer, "
+        r"last seen in step \d+; see what its node"
+    )
+    assert re.search(message, printed), printed
     ranks.processes[1].send_signal(signal.SIGKILL)
     ranks.processes[1].wait(timeout=10)
 

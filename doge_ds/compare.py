@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from doge_ds.command_line import add_settings, positive
-from doge_ds.errors import ConfigError, DogeError, RunError
+from doge_ds.errors import ConfigError, DogeError, RunError, report
 
 if TYPE_CHECKING:
     from doge_ds.experiments.chains import Comparison
@@ -35,8 +35,8 @@ a.json, at its shortest:
 
 For each mixture and seed: a proxy where the mixture is learned, a base, its evaluation. Writes
 FOLDER/<name>/summary.json and report.html, of several configurations FOLDER/report.html too. The same command goes on
-where it was stopped. Exit status: 0 all done, 1 a stage failed, 2 the input is wrong, 75 stopped, and what ran has
-saved. docs/comparing.md says more."""
+where it was stopped. Exit status: 0 all done, 1 a stage failed or a page could not be made, 2 the input is wrong,
+75 stopped, and what ran has saved. docs/comparing.md says more."""
 
 ONLY = {"references": "reference", "proxies": "proxy", "bases": "base", "evaluations": "eval"}
 DEFAULT_FOLDER = Path("runs/compare")
@@ -89,18 +89,18 @@ def run(arguments: argparse.Namespace) -> int:
         if not finished:
             raise RunError(str(arguments.output), "has no finished stage of these comparisons", "name their --output")
         print(f"{finished} of {len(planner.stages)} stages are finished")
-        write_summaries(comparisons, arguments.output, None)  # the stages may have run anywhere
-        return 0
+        return write_summaries(comparisons, arguments.output, None)  # the stages may have run anywhere
     with locked(arguments.output):
+        check_pages(comparisons, arguments.output)
         outcome = Runner(stages, slots).run()
         for stage in outcome.failed:
             print(f"error: {stage.name} failed; see {stage.log}", file=sys.stderr)
         if outcome.waiting and not outcome.was_stopped:
             print(f"{len(outcome.waiting)} stages that depend on others were not run", file=sys.stderr)
-        write_summaries(comparisons, arguments.output, slots.devices)
+        status = write_summaries(comparisons, arguments.output, slots.devices)
         if outcome.was_stopped:
             print("stopped; the same command goes on", file=sys.stderr)
-    return outcome.status
+    return outcome.status or status
 
 
 def check_names(configs: Sequence[Path]) -> None:
@@ -170,14 +170,36 @@ def cannot_be_written(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--output {folder}", f"cannot be written ({error.strerror})", "name a folder that is yours")
 
 
-def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: str | None) -> None:
+def pages(comparisons: "Sequence[Comparison]", folder: Path) -> dict[Path, list[Path]]:
+    """The summaries that each page is made of: one page for each comparison, and one for several."""
+    summaries = [folder / comparison.name / "summary.json" for comparison in comparisons]
+    found = {summary.with_name("report.html"): [summary] for summary in summaries}
+    return found | ({folder / "report.html": summaries} if len(summaries) > 1 else {})
+
+
+def check_pages(comparisons: "Sequence[Comparison]", folder: Path) -> None:
+    """Raises ConfigError, before hours of work, where a page's place has something that is no report of ours."""
+    from doge_ds.reporting.page_files import check_output
+
+    for page in pages(comparisons, folder):
+        if page.parent.exists():
+            check_output(page, str(page))
+
+
+def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: str | None) -> int:
     """FOLDER/<name>/summary.json and report.html of each; of several comparisons FOLDER/report.html too.
+
+    A page that cannot be made, like one above 2 MB, is said and keeps no other from being written.
 
     Args:
         devices: what the stages ran on; None where that is not known.
+
+    Returns:
+        the exit status: 1 where a page could not be made.
     """
     from doge_ds.experiments.summary import summarize
     from doge_ds.json_files import read_json_object, write_json
+    from doge_ds.reporting.comparison_page import write_comparison_page
 
     written = []
     for comparison in comparisons:
@@ -193,11 +215,13 @@ def write_summaries(comparisons: "Sequence[Comparison]", folder: Path, devices: 
                 summary["machine"] = read_json_object(file).get("machine", summary["machine"])
         write_json(file, summary)
         written.append(file)
-    from doge_ds.reporting.comparison_page import write_comparison_page
-
-    pages = {summary.with_name("report.html"): [summary] for summary in written}
-    if len(written) > 1:
-        pages[folder / "report.html"] = written
-    for page, summaries in pages.items():
-        write_comparison_page(summaries, page)
-    print("\n".join(f"written: {path}" for path in [*written, *pages]))
+    made = []
+    wanted = pages(comparisons, folder)
+    for page, summaries in wanted.items():
+        try:
+            write_comparison_page(summaries, page)
+            made.append(page)
+        except DogeError as error:
+            report(error)  # nothing is lost: `--summarize` makes the pages again
+    print("\n".join(f"written: {path}" for path in [*written, *made]))
+    return 0 if len(made) == len(wanted) else 1

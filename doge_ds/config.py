@@ -14,10 +14,12 @@ from pydantic_core import to_json
 
 from doge_ds.config_mistakes import first_mistake
 from doge_ds.config_sections import (
+    METHODS,
     BaseTrainingConfig,
     DataConfig,
     DogeConfig,
     DoremiConfig,
+    MethodOptions,
     ProxyTrainingConfig,
     Section,
 )
@@ -48,20 +50,30 @@ class ProxyConfig(RunConfig):
     doremi: DoremiConfig = Field(default_factory=DoremiConfig)
 
     @property
-    def options(self) -> DogeConfig | DoremiConfig:
+    def options(self) -> MethodOptions:
         """The method's own section."""
-        return self.doremi if self.method == "doremi" else self.doge
+        found: MethodOptions = getattr(self, self.method)
+        return found
 
     @property
     def target(self) -> str | list[str]:
         """Whose gradients are measured beside those of the train domains; DoReMi knows no targets."""
-        return [] if self.method == "doremi" else self.doge.target
+        return self.options.target
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the method compares losses with those of a reference model."""
+        return "reference" in type(self.options).model_fields
+
+    @property
+    def reference(self) -> str | None:
+        """The reference model that the method's section names; None too for a method that needs none."""
+        return getattr(self.options, "reference", None)
 
     @model_validator(mode="after")
     def _only_the_methods_section_is_set(self) -> Self:
-        others: dict[str, Section] = {"doge": DogeConfig(), "doremi": DoremiConfig()}
-        for name, default in others.items():
-            if name != self.method and getattr(self, name) != default:
+        for name, section in METHODS.items():
+            if name != self.method and getattr(self, name) != section():
                 raise ValueError(f"method is {self.method!r}, which does not read the section {name!r}")
         return self
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -27,8 +27,10 @@ def first_mistake(
     first = min(error.errors(include_url=False), key=lambda mistake: mistake["type"] != "extra_forbidden")
     location = first["loc"]
     if first["type"] == "extra_forbidden":
-        known = _keys(kind, location[:-1])
-        return ConfigError(_where(file, section, location), "unknown key", nearest(str(location[-1]), known))
+        key = str(location[-1])
+        elsewhere = [path for path in _paths(kind, f"{section}." if section else "") if path.split(".")[-1] == key]
+        remedy = nearest(key, _keys(kind, location[:-1]), elsewhere)
+        return ConfigError(_where(file, section, location), "unknown key", remedy)
     # Inside a choice of types pydantic adds the name of the type that it tried; a user knows keys and positions only.
     cut = next((n for n, part in enumerate(location) if not _is_known(kind, location[:n], part)), len(location))
     where = _where(file, section, location[:cut])
@@ -59,6 +61,15 @@ def _keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
         field = section.model_fields.get(part)
         section = _section_in(field.annotation) if field else None
     return list(section.model_fields) if section else []
+
+
+def _paths(kind: type[BaseModel], prefix: str) -> Iterator[str]:
+    """All keys of a section and of the sections in it, with dots; not of entries of lists, which have a number."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        section = _section_in(field.annotation)
+        if section and "list[" not in str(field.annotation):
+            yield from _paths(section, f"{prefix}{name}.")
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

@@ -15,7 +15,14 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from doge_ds.config import BaseConfig, ProxyConfig, RunConfig
-from doge_ds.config_sections import PRESETS, BaseTrainingConfig, DogeConfig, ProxyTrainingConfig, TrainingConfig
+from doge_ds.config_sections import (
+    METHODS,
+    PRESETS,
+    BaseTrainingConfig,
+    DogeConfig,
+    ProxyTrainingConfig,
+    TrainingConfig,
+)
 from doge_ds.errors import ConfigError, DogeError, nearest, report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,8 +70,8 @@ def input_schema(kind: type[RunConfig]) -> dict[str, Any]:
     text = deepspeed.pop("description")
     schema["properties"]["deepspeed"] = {"anyOf": [{"type": "string"}, {"type": "object"}], "description": text}
     if "doge" in schema["properties"]:
-        for name, section in (("doge", "DogeConfig"), ("doremi", "DoremiConfig")):
-            schema["properties"][name] = {"$ref": f"#/$defs/{section}"}
+        for name, section in METHODS.items():
+            schema["properties"][name] = {"$ref": f"#/$defs/{section.__name__}"}
         filled = DogeConfig().model_dump(mode="json")
         for key, found in schema["$defs"]["DogeConfig"]["properties"].items():
             found["default"] = filled[key]
@@ -89,9 +96,8 @@ def reference_tables() -> dict[str, str]:
         "training": _table(sections[ProxyTrainingConfig.__name__], [*shared]),
         "training.proxy": _table(sections[ProxyTrainingConfig.__name__], _own_fields(ProxyTrainingConfig)),
         "training.base": _table(base["$defs"][BaseTrainingConfig.__name__], _own_fields(BaseTrainingConfig)),
-        "doge": _table(sections["DogeConfig"]),
+        **{name: _table(sections[section.__name__]) for name, section in METHODS.items()},
         "doge.selection": _table(sections["SelectionConfig"]),
-        "doremi": _table(sections["DoremiConfig"]),
         "base": _table(base, ["mixture"]),
         "mixture": _table(base["$defs"]["MixtureStage"]),
         "presets": _presets_table(),

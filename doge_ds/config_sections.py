@@ -1,6 +1,6 @@
 """Sections of the run configuration: every key typed, ranged and explained. `config.py` puts them together."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -126,6 +126,8 @@ GradientDtype = Annotated[
 class DogeConfig(Section):
     """How the proxy learns the domain weights (arXiv 2310.15393); `reweight/doge.py` has the mathematics."""
 
+    method: ClassVar[str] = "doge"
+
     target: Literal["all", "others", "mix"] | list[str] = Field(
         default="mix",
         description="Whose loss the weights shall lower: all train domains, all others than the one scored, "
@@ -183,10 +185,16 @@ class DogeConfig(Section):
             raise ValueError(f"domains_per_step 1 leaves no pairs for target {self.target!r}, which compares domains")
         return self
 
+    def slower(self) -> str:
+        """What makes the weights move less in a step, in words."""
+        return f"raise doge.mu (now {self.mu:g})"
+
 
 class DoremiConfig(Section):
     """How the proxy learns the domain weights with `"method": "doremi"` (arXiv 2305.10429); `reweight/doremi.py` has
     the mathematics."""
+
+    method: ClassVar[str] = "doremi"
 
     reference: str | None = Field(
         default=None,
@@ -196,3 +204,17 @@ class DoremiConfig(Section):
     smoothing: float = Field(default=1e-3, ge=0, lt=1, description="Share of the uniform mixture mixed in every step.")
     gradient_store: GradientStore = "device"
     gradient_dtype: GradientDtype = None
+
+    @property
+    def target(self) -> list[str]:
+        """Of no domains: nothing is measured but the train domains."""
+        return []
+
+    def slower(self) -> str:
+        """What makes the weights move less in a step, in words."""
+        return f"lower doremi.step_size (now {self.step_size:g})"
+
+
+MethodOptions = DogeConfig | DoremiConfig
+# Methods by name, each with its section. A further one is a part of MethodOptions and a field of ProxyConfig.
+METHODS: dict[str, type[MethodOptions]] = {kind.method: kind for kind in get_args(MethodOptions)}

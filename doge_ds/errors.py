@@ -5,7 +5,7 @@ Anything else that escapes a program is a defect of ours and keeps its traceback
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _LONGEST_PART = 1200  # characters; names come from files, and one may have as many as it likes
 
@@ -78,11 +78,15 @@ def _in_one_line(part: str) -> str:
     return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART // 2]} ... {text[-_LONGEST_PART // 4 :]}"
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A remedy for a misspelt name: the closest candidate where there is one, else all of them."""
+def nearest(name: str, candidates: Iterable[str], elsewhere: Sequence[str] = ()) -> str:
+    """A remedy for a misspelt name: the closest candidate where there is one, else all of them.
+
+    Args:
+        elsewhere: where the name would be right as it is, like "doge.mu" for "mu".
+    """
     names = sorted(candidates)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(names)}"
+    meant = [*elsewhere, *difflib.get_close_matches(name, names, n=1)]
+    return f"did you mean {' or '.join(map(repr, meant))}?" if meant else f"known are: {', '.join(names)}"
 
 
 def first_line(error: Exception) -> str:

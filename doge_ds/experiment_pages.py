@@ -93,12 +93,16 @@ def results_text(root: Path, name: str) -> str:
     if not file.exists():
         return "\nNot run yet.\n\n"
     summary = read_summary(file)
-    parts = [" ".join(answers(summary)), *(markdown(table) for table in _tables(summary))]
+    parts = [_bullets(answers(summary)), *(markdown(table) for table in _tables(summary))]
     if limits := [*notes(summary), *_warnings(summary)]:
-        parts.append("\n".join(f"* {line}" for line in limits))
+        parts.append(_bullets(limits))
     for chart in sorted(file.parent.glob("*.svg")):
         parts.append(f"![{_alternative(chart)}](../results/{name}/{chart.name})")
     return "\n" + "\n\n".join(parts) + "\n\n"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines)
 
 
 def _tables(summary: Summary) -> Iterator[Table]:

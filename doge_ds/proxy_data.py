@@ -74,24 +74,23 @@ def with_reference(config: ProxyConfig, given: str | None) -> ProxyConfig:
         ConfigError: a reference, and a method that has none.
         ModelError: a run that has exported no model yet.
     """
-    if given is not None and config.method != "doremi":
+    if not config.needs_reference:
+        if given is None:
+            return config
         problem = f"belongs to method doremi, and this is {config.method}"
         raise ConfigError(f"--reference {given}", problem, 'leave it out, or set "method": "doremi"')
-    name = given or config.doremi.reference
+    name = given or config.reference
     if name is not None and os.path.isfile(Path(name) / "run.json"):  # Path.is_file raises OSError for a long name
         if not (Path(name) / "hf").is_dir():
             remedy = "name a run of train_base.py, and wait for its end"
             raise ModelError(f"--reference {name}", "is a run that has exported no model", remedy)
         name = str(Path(name) / "hf")
-    return config.model_copy(update={"doremi": config.doremi.model_copy(update={"reference": name})})
+    return config.model_copy(update={config.method: config.options.model_copy(update={"reference": name})})
 
 
 def reference_facts(config: ProxyConfig) -> dict[str, Any]:
     """What tells the reference model from another, for run.json: a hash of its files, or its name on the hub."""
-    name = config.doremi.reference
-    if config.method != "doremi" or name is None:
-        return {}
-    return {"reference": model_hash(name)}
+    return {} if config.reference is None else {"reference": model_hash(config.reference)}
 
 
 def model_hash(name: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from doge_ds.batch_change import RunBatches, another_start, continued_batches, steps_done
 from doge_ds.command_line import RunArguments, read_run_arguments
 from doge_ds.config import ProxyConfig, config_hash, load_config
+from doge_ds.config_sections import DoremiConfig
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.order import without_traces
 from doge_ds.data.tokens import TokenStore
@@ -103,8 +104,8 @@ def check(options: RunArguments, planned: Ranks | None = None) -> ProxyJob:
     sizes = (tokenizer.vocabulary_size, tokenizer.end_of_text_id, data.sequence_length)
     model = model_config(config.model, *sizes, tokenizer_sha256=tokenizer.sha256)
     reference = None
-    if config.method == "doremi":
-        reference = reference_config(config.doremi.reference, *sizes, tokenizer.sha256)
+    if config.needs_reference:
+        reference = reference_config(config.reference, *sizes, tokenizer.sha256)
     deepspeed_config = complete_deepspeed_config(
         config.deepspeed,
         training,
@@ -173,10 +174,10 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     model = build_model(job.model, job.deepspeed_config, config.training, config.model.get("pretrained"))
     engine = start_engine(model, job.deepspeed_config, config.training)
     targets = len(job.loader.row_names) - len(job.train_domains)
-    reference = load_reference(job.reference, str(config.doremi.reference), engine) if job.reference else None
+    reference = load_reference(job.reference, str(config.reference), engine) if job.reference else None
     gradients = DomainGradients(engine, job.train_domains, targets, config.training.seed, config.options, reference)
     selection = TensorSelection(engine, gradients, config.doge.selection)
-    weights = first_weights(job)
+    weights = first_weights(config, job.train_domains, job.loader.row_names)
     diagnostics = Diagnostics(job.train_domains, config.options, config.training.steps)
     health = Health(config.training.stop_after_bad_steps, has_loss_scale=engine.fp16_enabled())
     checkpoints = Checkpoints(directory.checkpoints, config.training)
@@ -198,11 +199,11 @@ def start(job: ProxyJob, watchdog: Watchdog) -> tuple[Proxy, Run]:
     return proxy, run
 
 
-def first_weights(job: ProxyJob) -> DomainWeights:
-    """Uniform weights, and the method that will move them."""
-    if job.config.method == "doremi":
-        return DoremiWeights(job.train_domains, job.config.doremi)
-    return DogeWeights(job.train_domains, job.loader.row_names, job.config.doge)
+def first_weights(config: ProxyConfig, train_domains: Sequence[str], rows: Sequence[str]) -> DomainWeights:
+    """Uniform weights, and the method that will move them. Args: rows: train domains first, then the targets'."""
+    if isinstance(config.options, DoremiConfig):
+        return DoremiWeights(train_domains, config.options)
+    return DogeWeights(train_domains, rows, config.options)
 
 
 def train(job: ProxyJob, watchdog: Watchdog) -> bool:

@@ -46,7 +46,8 @@ def train(
         settings: steps, warmup, peak, smallest, weight_decay, clipping, betas, eps; step_size, smoothing.
 
     Returns:
-        per step "weights", "losses" and "excess"; "mean" of the weights.
+        per step "weights", "losses", "excess", and "clipped_mean", which the excess would be if not each token but a
+        domain's mean were clipped; "mean" of the weights.
     """
     s = settings
     parameters = list(model.parameters())
@@ -60,14 +61,14 @@ def train(
         eps=s["eps"],
     )
     weights = [1 / domains] * domains
-    history: dict[str, list] = {"weights": [], "losses": [], "excess": []}
+    history: dict[str, list] = {"weights": [], "losses": [], "excess": [], "clipped_mean": []}
     for step in range(s["steps"]):
         tokens_of = batches(step)
         losses = [token_losses(model, tokens) for tokens in tokens_of]
         with torch.no_grad():
-            excesses = [
-                excess(ours, token_losses(reference, tokens)) for ours, tokens in zip(losses, tokens_of, strict=True)
-            ]
+            theirs = [token_losses(reference, tokens) for tokens in tokens_of]
+            excesses = [excess(*each) for each in zip(losses, theirs, strict=True)]
+            means = [max((ours - other).mean().item(), 0.0) for ours, other in zip(losses, theirs, strict=True)]
         weights = new_weights(weights, excesses, s["step_size"], s["smoothing"])
         objective = sum(a * ours.mean() for a, ours in zip(weights, losses, strict=True))
         optimizer.zero_grad()
@@ -82,5 +83,6 @@ def train(
         history["weights"].append(weights)
         history["losses"].append([ours.mean().item() for ours in losses])
         history["excess"].append(excesses)
+        history["clipped_mean"].append(means)
     history["mean"] = np.mean(history["weights"], axis=0).tolist()
     return history

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -178,6 +179,31 @@ def test_dry_run_says_what_is_done_and_runs_nothing(compared: Compared, capsys: 
     assert compared.run("--dry_run", "--only", "references") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("0 of 0 stages to do")
     assert compared.directories() == before
+
+
+def test_a_page_that_cannot_be_made_keeps_no_other_from_being_written(
+    compared: Compared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copyfile(compared.path, compared.folder / "b.json")
+    pages = [compared.output / name / "report.html" for name in ("b", "c", ".")]
+    pages[0].parent.mkdir()
+    pages[0].write_text("a user's own")
+    for page in pages[1:]:
+        page.unlink(missing_ok=True)
+    words = ["compare", "--config", str(other), str(compared.path), "--output", str(compared.output), "--summarize"]
+    assert cli.main(words) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {pages[0]}: exists and is no report of ours; name another file\n"
+    written = ["b/summary.json", "c/summary.json", "c/report.html", "report.html"]
+    assert printed.out.splitlines()[1:] == [f"written: {compared.output / name}" for name in written]
+    assert all("<html" in page.read_text() for page in pages[1:])
+    # Where there is something to run, it is said before.
+    change = ["--set", "proxy_settings.doge.mu=0.7"]
+    before = compared.directories()
+    assert cli.main([*words[:-1], *change]) == 2
+    assert capsys.readouterr().err == f"error: {pages[0]}: exists and is no report of ours; name another file\n"
+    assert compared.directories() == before
+    assert pages[0].read_text() == "a user's own"
 
 
 def test_one_comparison_a_folder(compared: Compared, capsys: pytest.CaptureFixture[str]) -> None:

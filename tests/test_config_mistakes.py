@@ -43,6 +43,8 @@ def mistake(values: Any, section: str = "") -> str:
         ({"wheels": [{}, {"spoks": 3}]}, "b.json: wheels.1.spoks: unknown key; did you mean 'spokes'?"),
         ({"wheels": [{}], "spare": {"spok": 3}}, "b.json: spare.spok: unknown key; did you mean 'spokes'?"),
         ({"wheel": []}, "b.json: wheel: unknown key; did you mean 'wheels'?"),
+        ({"wheels": [{}], "spokes": 3}, "b.json: spokes: unknown key; did you mean 'spare.spokes'?"),
+        ({"wheels": [{}], "spare": {"colours": []}}, "b.json: spare.colours: unknown key; did you mean 'colours'?"),
         ({}, "b.json: wheels: is missing; add it"),
         ({"wheels": []}, "b.json: the file: wheels are none; add one"),
         (

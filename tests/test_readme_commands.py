@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.ranks import free_port
+from doge_ds.training.launch import free_port
 from tests.documents import ROOT, commands, read_document, words_of
 
 QUICK_START, README = (read_document((ROOT / name).read_text()) for name in ("docs/quick_start.md", "README.md"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from doge_ds.config import BaseConfig, ProxyConfig, load_config
-from doge_ds.config_sections import BaseTrainingConfig
+from doge_ds.config_sections import METHODS, BaseTrainingConfig
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, MixtureError, nearest
 from doge_ds.experiments.comparison_config import ComparisonConfig, as_settings, load_comparison
@@ -21,7 +21,7 @@ from doge_ds.experiments.inputs import (
     task_names,
     weights_by_step,
 )
-from doge_ds.experiments.stages import OTHER_METHOD, Kind, ScheduleOf, Stage, identity_of, place_of
+from doge_ds.experiments.stages import Kind, ScheduleOf, Stage, identity_of, place_of
 from doge_ds.json_files import read_json_object
 from doge_ds.mixture import Mixture, choose_mixture, published_names
 from doge_ds.mixture_schedule import mean_weights
@@ -145,10 +145,11 @@ class _Builder:
         found: Chain = {}
         if self._config.mixtures[name].proxy is not None:
             proxy = self._proxy_config(name, seed)
-            if proxy.method == "doremi" and proxy.doremi.reference is None:
+            if proxy.needs_reference and proxy.reference is None:
                 found["reference"] = self._reference(name, seed, proxy)
             elif "reference_mixture" in self._config.mixtures[name].model_fields_set:
-                problem = "is of no use where no reference model is trained: with DoGE, or with doremi.reference"
+                why = "one is named" if proxy.needs_reference else f"method {proxy.method} needs none"
+                problem = f"is of no use where no reference model is trained: {why}"
                 raise ConfigError("reference_mixture", problem, "leave it out")
             found["proxy"] = self._learn(name, seed, proxy, found.get("reference"))
         elif name not in self.given:
@@ -173,13 +174,13 @@ class _Builder:
         return choose_mixture(given, tokens).domains
 
     def _proxy_settings(self, entry: Mapping[str, Any], seed: int | None = None) -> list[str]:
-        """`--set` of a proxy. The section of the method that it does not have is emptied: one file serves both."""
+        """`--set` of a proxy. Sections of methods that it does not have are emptied: one file serves all."""
         assert self._proxy is not None
         layers: list[Mapping[str, Any]] = [self._config.proxy_settings, entry]
         in_file = read_json_object(self._proxy).get("method", "doge")
         method = next((layer["method"] for layer in reversed(layers) if "method" in layer), in_file)
-        if isinstance(method, str) and method in OTHER_METHOD:
-            layers.insert(1, {OTHER_METHOD[method]: {}})
+        if isinstance(method, str) and method in METHODS:
+            layers.insert(1, {name: {} for name in METHODS if name != method})
         return as_settings(*layers, {} if seed is None else {"training.seed": seed})
 
     def _settings_of(self, name: str, seed: int) -> list[str]:
@@ -210,11 +211,12 @@ class _Builder:
 
     def _learn(self, name: str, seed: int, proxy: ProxyConfig, reference: Stage | None) -> Stage:
         assert self._proxy is not None
-        store, untrained = open_store(proxy.data.path), None
+        store, untrained = open_store(proxy.data.path), {}
         if reference:
             tokenizer, length = store.manifest.tokenizer, proxy.data.sequence_length
             sizes = (tokenizer.vocabulary_size, tokenizer.end_of_text_id, length)
-            untrained = model_config(proxy.model, *sizes, tokenizer_sha256=tokenizer.sha256)
+            model = model_config(proxy.model, *sizes, tokenizer_sha256=tokenizer.sha256)
+            untrained = {f"{proxy.method}.reference": model}
         flops = self._planner.costs.of_run(self._proxy, self._settings_of(name, seed), None, untrained)
         before = (reference.identity,) if reference else ()
         return self._planner.stage(

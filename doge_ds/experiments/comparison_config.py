@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from doge_ds.config import read_setting, write_setting
 from doge_ds.config_mistakes import first_mistake
-from doge_ds.config_sections import Section
+from doge_ds.config_sections import METHODS, Section
 from doge_ds.errors import ConfigError, nearest
 from doge_ds.json_files import read_json_object
 
 _OF_ALL_SEEDS = "training.seed"
 # Sections of a run configuration whose keys have defaults: what is left out would be taken from there, unnoticed.
-_SECTIONS = ("data", "training", "doge", "doremi")
+_SECTIONS = ("data", "training", *METHODS)
 
 
 class EvaluationConfig(Section):
@@ -46,6 +46,7 @@ class MixtureEntry(Section):
     proxy: dict[str, Any] | None = Field(default=None, description="Settings (--set) of the proxy that learns it.")
     base: dict[str, Any] = Field(default_factory=dict, description="Settings (--set) of its bases only.")
     against: str | None = Field(default=None, description="The mixture that its differences are to.")
+    groups: list[str] | None = Field(default=None, description="Those of `groups` that it counts in; by default all.")
     reference_mixture: str = Field(default="uniform", description="DoReMi: what the reference model is trained on.")
     stages: int | None = Field(default=None, ge=1, description="Bases train on a schedule of so many parts.")
     has_base: bool = Field(default=True, description="false: only its weights are looked at.")
@@ -96,6 +97,11 @@ class ComparisonConfig(Section):
         """The mixture that the differences of `name` are to."""
         return self.mixtures[name].against or self.against or next(iter(self.mixtures))
 
+    def counts_in(self, name: str, group: str) -> bool:
+        """Whether a group's averages and answers are about this mixture."""
+        groups = self.mixtures[name].groups
+        return groups is None or group in groups
+
     def has_base(self, name: str) -> bool:
         """Whether bases are trained on this mixture."""
         return self.base is not None and self.mixtures[name].has_base
@@ -125,6 +131,7 @@ def load_comparison(path: Path, settings: Sequence[str] = ()) -> ComparisonConfi
         values = {**values, "mixtures": found}
     config = _validated(ComparisonConfig, values, "", path)
     _check_names(config, path)
+    _check_settings(config, path)
     return config
 
 
@@ -134,8 +141,8 @@ def as_settings(*layers: Mapping[str, Any]) -> list[str]:
 
 
 def _check_names(config: ComparisonConfig, path: Path) -> None:
-    """Raises ConfigError where a mixture is compared with one that is not there or has no base, or settings set the
-    seed or a whole section."""
+    """Raises ConfigError where a mixture is compared with one that is not there or has no base, or counts in a group
+    that is not there."""
     for where, name in [("against", config.against), *_againsts(config)]:
         if name is None:
             continue
@@ -146,6 +153,15 @@ def _check_names(config: ComparisonConfig, path: Path) -> None:
         if config.has_base(name) and not config.has_base(other):
             problem = f"{name!r} is compared with {other!r}, which has no base"
             raise ConfigError(f"{path}: mixtures.{other}.has_base", problem, "let it have one, or name another against")
+        groups = config.groups or {"all": []}
+        if missing := [group for group in config.mixtures[name].groups or () if group not in groups]:
+            raise ConfigError(
+                f"{path}: mixtures.{name}.groups", f"{missing[0]!r} is no group here", nearest(missing[0], groups)
+            )
+
+
+def _check_settings(config: ComparisonConfig, path: Path) -> None:
+    """Raises ConfigError where settings set the seed or a whole section."""
     layers = {"proxy_settings": config.proxy_settings, "base_settings": config.base_settings}
     for name, entry in config.mixtures.items():
         layers |= {f"mixtures.{name}.proxy": entry.proxy or {}, f"mixtures.{name}.base": entry.base}

@@ -18,7 +18,11 @@ class Costs:
         self._found: dict[tuple[Any, ...], float | None] = {}
 
     def of_run(
-        self, path: Path, settings: Sequence[str], mixture: str | None = None, reference: Any = None
+        self,
+        path: Path,
+        settings: Sequence[str],
+        mixture: str | None = None,
+        untrained: Mapping[str, Any] | None = None,
     ) -> float | None:
         """Operations of a run; None where nobody can count a token's.
 
@@ -26,7 +30,8 @@ class Costs:
             path: its run configuration.
             settings: `--set`; the seed makes no difference.
             mixture: `--mixture` of a base.
-            reference: transformers' configuration of a reference model that a stage before will train.
+            untrained: models that a stage before will train, as transformers' configurations by the keys that name
+                them, like "doremi.reference".
 
         Raises:
             DogeError: all that the program would refuse before its first step.
@@ -35,9 +40,9 @@ class Costs:
         if key not in self._found:
             with tempfile.TemporaryDirectory() as folder:
                 named = []
-                if reference is not None:
-                    reference.save_pretrained(folder)
-                    named = [f"doremi.reference={json.dumps(folder)}"]
+                for model_key, model in (untrained or {}).items():
+                    model.save_pretrained(Path(folder) / model_key)
+                    named.append(f"{model_key}={json.dumps(str(Path(folder) / model_key))}")
                 flops = operations(path, [*settings, *named], mixture, self.ranks)
             self._found[key] = flops.total if flops else None
         return self._found[key]

@@ -26,8 +26,8 @@ def weights_by_step(config: BaseConfig, store: TokenStore, mixture: str, path: P
 def model_facts(config: RunConfig) -> dict[str, Any]:
     """What tells models that a run reads from others in the same place: hashes of their files, where there are any."""
     found = {}
-    if isinstance(config, ProxyConfig) and config.method == "doremi" and config.doremi.reference is not None:
-        found["reference"] = _model_hash(str(with_reference(config, None).doremi.reference))
+    if isinstance(config, ProxyConfig) and config.reference is not None:
+        found["reference"] = _model_hash(str(with_reference(config, None).reference))
     if isinstance(name := config.model.get("pretrained"), str):
         found["pretrained"] = _model_hash(name)
     return found

@@ -4,7 +4,6 @@ import ctypes
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from doge_ds.experiments.stages import Stage, beside
 from doge_ds.json_files import write_json
 from doge_ds.mixture_schedule import ScheduleFile
 from doge_ds.mixture_stages import schedule_of_run
+from doge_ds.training.launch import free_port
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAVED = 75  # what a training program ends with that has saved and is not finished
@@ -57,7 +57,7 @@ class Slots:
         if self.ranks == 1 and not self.gpus:
             return [sys.executable, *stage.words]
         launcher = [str(Path(sys.executable).parent / "deepspeed"), "--log_level", "error"]
-        launcher += ["--master_port", str(_free_port())]
+        launcher += ["--master_port", str(free_port())]
         if self.gpus:
             devices = self.gpus[slot * self.ranks : (slot + 1) * self.ranks]
             return [*launcher, "--include", f"localhost:{','.join(map(str, devices))}", *stage.words]
@@ -264,12 +264,6 @@ def _say(text: str, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     tqdm.write(text, file=stream)
     stream.flush()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _end_with_parent() -> None:

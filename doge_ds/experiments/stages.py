@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from doge_ds.config import ProxyConfig, RunConfig
+from doge_ds.config_sections import METHODS
 from doge_ds.errors import ConfigError
 from doge_ds.training.monitor import MONITORS
 
@@ -29,9 +30,6 @@ RESULTS: dict[Kind, str] = {
     "base": "hf/config.json",
     "eval": "results.json",
 }
-
-# A method, and the one whose section of a proxy's configuration it does not read.
-OTHER_METHOD = {"doge": "doremi", "doremi": "doge"}
 
 # Keys that no result depends on; the store's content is known by its fingerprint, the mixture by its weights.
 FREE_KEYS = (
@@ -147,9 +145,10 @@ def deciding_values(config: RunConfig) -> dict[str, Any]:
     """A resolved configuration without what no result depends on."""
     values = config.model_dump(mode="json")
     if isinstance(config, ProxyConfig):
-        values.pop(OTHER_METHOD[config.method], None)
-        if config.method == "doremi" and config.doremi.reference is not None:
-            values["doremi"]["reference"] = "known by its content"
+        for name in METHODS.keys() - {config.method}:
+            del values[name]
+        if config.reference is not None:
+            values[config.method]["reference"] = "known by its content"
     for key in FREE_KEYS:
         *sections, last = key.split(".")
         inner = values

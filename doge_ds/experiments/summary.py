@@ -161,11 +161,13 @@ def _perplexities(found: Found) -> Numbers:
 def _measured(comparison: Comparison, name: str, perplexities: Mapping[str, Numbers]) -> dict[str, Any]:
     """Log-perplexities, and their differences to the mixture that this one is compared with."""
     of, against = perplexities[name], comparison.config.against_of(name)
-    groups = {group: averages(of, domains) for group, domains in comparison.groups.items()} if of else {}
+    config = comparison.config
+    members = {group: domains for group, domains in comparison.groups.items() if config.counts_in(name, group)}
+    groups = {group: averages(of, domains) for group, domains in members.items()} if of else {}
     return {
         "log_perplexity": _estimates(of),
         "average_log_perplexity": _estimates(groups),
-        **_compared(of, groups, perplexities[against] if against != name else {}, comparison.groups),
+        **_compared(of, groups, perplexities[against] if against != name else {}, members),
     }
 
 

@@ -86,10 +86,17 @@ def _contents(files: Sequence[SummaryFile], thinning: int) -> dict[str, Any]:
     points = comparison_figures.POINTS // (thinning * max(1, min(learned, drawn * len(files)) // 2))
     return {
         "title": ", ".join(file.title for file in files),
-        "front": comparison_tables.front_table(files) if len(files) > 1 else None,
+        "fronts": _fronts(files) if len(files) > 1 else [],
         "sections": [_section(file, number, drawn, points) for number, file in enumerate(files)],
         "downloads": comparison_downloads(files, BUDGET // thinning),
     }
+
+
+def _fronts(files: Sequence[SummaryFile]) -> list[Table]:
+    """All comparisons side by side: what bases have measured, and how far learned weights lie apart."""
+    measured = [file for file in files if file.summary.measured]
+    averages = comparison_tables.front_table(measured) if measured else None
+    return [table for table in (averages, weight_tables.front_weight_table(files)) if table]
 
 
 def _has_pictures(mixture: MixtureSummary) -> bool:

@@ -21,16 +21,17 @@ _LARGEST_EXPONENT = 700.0  # of e; above it perplexities leave the range of a fl
 
 
 def front_table(files: Sequence[SummaryFile]) -> Table:
-    """Every measured mixture of every comparison, by its first group's average."""
+    """Every measured mixture of every comparison, by the average over each group that it counts in."""
     rows = []
     for file in files:
-        group = next(iter(file.summary.groups))
-        lowest = _lowest(file.summary, group)
-        for name, mixture in file.summary.measured.items():
-            average, _, *difference, _, reference = _average_cells(mixture, group, name == lowest)
-            seeds = mixture.difference(group) or mixture.average(group)
-            cells = [Cell(name), Cell(group), average, *difference, Cell(str(seeds.seeds if seeds else 0)), reference]
-            rows.append(Row(file.title, cells, note="" if file.summary.complete else "not finished"))
+        for group in file.summary.groups:
+            lowest = _lowest(file.summary, group)
+            for name, mixture in _in_group(file.summary, group):
+                average, _, *difference, _, reference = _average_cells(mixture, group, name == lowest)
+                found = mixture.difference(group) or mixture.average(group)
+                seeds = Cell(str(found.seeds if found else 0))
+                cells = [Cell(name), Cell(group), average, *difference, seeds, reference]
+                rows.append(Row(file.title, cells, note="" if file.summary.complete else "not finished"))
     columns = ["mixture", "average over", "log-perplexity", "difference", "95% interval", "seeds", "compared with"]
     return folding_table(f"Averages of each comparison, {_LEGEND}", "comparison", columns, rows)
 
@@ -38,9 +39,14 @@ def front_table(files: Sequence[SummaryFile]) -> Table:
 def average_table(summary: Summary, group: str) -> Table:
     """Averages over one group's domains, a mixture a row."""
     lowest = _lowest(summary, group)
-    rows = [Row(name, _average_cells(mixture, group, name == lowest)) for name, mixture in summary.measured.items()]
+    rows = [Row(name, _average_cells(mixture, group, name == lowest)) for name, mixture in _in_group(summary, group)]
     caption = f"Average over {group_text(summary, group)}, {_LEGEND}"
     return folding_table(caption, "mixture", _AVERAGE_COLUMNS, rows)
+
+
+def _in_group(summary: Summary, group: str) -> list[tuple[str, MixtureSummary]]:
+    """Measured mixtures that count in a group."""
+    return [(name, mixture) for name, mixture in summary.measured.items() if mixture.average(group)]
 
 
 def group_text(summary: Summary, group: str) -> str:

@@ -37,13 +37,14 @@ def _answer(summary: Summary, group: str) -> str:
     seeds = known[best].seeds
     level = f"{number(known[best].mean, _DIGITS)} nats per token, {'mean over' if seeds > 1 else 'of'} {_seeds(seeds)}"
     if len(known) == 1:
-        return f"Only {best} has an average log-perplexity over {over}: {level}."
-    text = f"Over {over}, {best} has the lowest average log-perplexity of {len(known)} mixtures: {level}."
+        return f"Only {_quoted(best)} has an average log-perplexity over {over}: {level}."
+    text = f"Over {over}, {_quoted(best)} has the lowest average log-perplexity of {len(known)} mixtures: {level}."
     difference, against = summary.measured[best].difference(group), summary.measured[best].against
     if difference and difference.mean is not None:
         return f"{text} That is {_than(difference, against)}"
     if against != best:
-        return f"{text} Its difference to {against} is not known: seeds that both have are missing, or one diverged."
+        unknown = f"Its difference to {_quoted(against)} is not known"
+        return f"{text} {unknown}: seeds that both have are missing, or one diverged."
     others = {
         name: found
         for name in known
@@ -53,13 +54,14 @@ def _answer(summary: Summary, group: str) -> str:
     if not nearest:
         return text
     closest = min(nearest, key=lambda name: nearest[name])
-    return f"{text} It is what others are compared with; the closest, {closest}, is {_than(others[closest], best)}"
+    text += f" It is what others are compared with; the closest, {_quoted(closest)},"
+    return f"{text} is {_than(others[closest], best)}"
 
 
 def _than(difference: Estimate, against: str) -> str:
     """ "0.0469 lower than uniform, ..." and what that shows."""
     mean = difference.mean or 0.0
-    text = f"{number(abs(mean), _DIGITS)} {'higher' if mean > 0 else 'lower'} than {against}"
+    text = f"{number(abs(mean), _DIGITS)} {'higher' if mean > 0 else 'lower'} than {_quoted(against)}"
     if difference.side is None:
         few = "with one seed" if difference.seeds == 1 else "without numbers of several seeds"
         return f"{text}; {few} there is no interval, so nothing is shown."
@@ -92,7 +94,7 @@ def _learned(summary: Summary) -> list[str]:
             means = [(domain, weight.mean) for domain, weight in mixture.weights.items() if weight.mean is not None]
             ranked = sorted(means, key=lambda pair: -pair[1])
             shown = enumeration([f"{domain} {mean:.3f}" for domain, mean in ranked])
-            texts.append(f"{name} learned {shown}." if shown else f"{name} has learned no weights yet.")
+            texts.append(f"{_quoted(name)} {f'learned {shown}' if shown else 'has learned no weights yet'}.")
     if len(texts) <= _LEARNED + 1:
         return texts
     return [*texts[:_LEARNED], f"The table of weights has those of the other {len(texts) - _LEARNED}."]
@@ -164,8 +166,8 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A name as it stands in a list of names."""
-    return f'"{name}"' if "," in name else name
+    """A name as it stands in a sentence: in quotes where one could not see where it ends."""
+    return f'"{name}"' if "," in name or " " in name else name
 
 
 def _seeds(count: int) -> str:

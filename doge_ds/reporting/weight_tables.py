@@ -1,14 +1,14 @@
 """Tables of a comparison's mixtures: what they are, how they came about, what they cost, where they lie."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from doge_ds.reporting.cells import NOTHING, SHADES, Cell, Row, Table, duration, folding_table, number
 from doge_ds.reporting.comparison_tables import spread_text
 from doge_ds.reporting.heat_map import HEAT_MAP_ROWS, heat_table, similar_side_by_side
-from doge_ds.reporting.summaries import Cosines, Costs, Estimate, MixtureSummary, Summary
+from doge_ds.reporting.summaries import Cosines, Costs, Estimate, MixtureSummary, Summary, SummaryFile
 from doge_ds.reporting.tables import weight_text
 
 METHODS = {"doge": "DoGE", "doremi": "DoReMi"}
@@ -67,27 +67,44 @@ def _weight_cell(weight: Estimate | None, largest: float) -> Cell:
 
 def stability_table(summary: Summary) -> Table | None:
     """How settled the learned weights are; None where nothing has been learned."""
-    rows = []
-    for name, mixture in summary.mixtures.items():
-        if mixture.method is None or not mixture.weights:
-            continue
-        stability = mixture.stability
-        cells = [
-            Cell(spread_text(stability.half_to_end if stability else None)),
-            Cell(number(stability.across_seeds if stability else None, 4)),
-            Cell(spread_text(mixture.distance_from_uniform)),
-            Cell(spread_text(mixture.distance_from_against)),
-            Cell(mixture.against if mixture.against != name else NOTHING),
-        ]
-        rows.append(Row(name, cells))
-    columns = [
-        *("half of the steps to the end", "one seed to another", "from uniform"),
-        *("from the one compared with, same seed", "compared with"),
+    rows = [Row(name, _distance_cells(name, mixture)) for name, mixture in _learned(summary)]
+    return folding_table(_DISTANCES, "mixture", _DISTANCE_COLUMNS, rows) if rows else None
+
+
+def front_weight_table(files: Sequence[SummaryFile]) -> Table | None:
+    """The same of every comparison; None where nothing has been learned."""
+    rows = [
+        Row(
+            file.title,
+            [Cell(name), *_distance_cells(name, mixture)],
+            note="" if file.summary.complete else "not finished",
+        )
+        for file in files
+        for name, mixture in _learned(file.summary)
     ]
-    caption = (
-        "How far mean weights lie apart, total variation distance (0 to 1); with several seeds smallest to largest"
-    )
-    return folding_table(caption, "mixture", columns, rows) if rows else None
+    return folding_table(_DISTANCES, "comparison", ["mixture", *_DISTANCE_COLUMNS], rows) if rows else None
+
+
+_DISTANCES = "How far mean weights lie apart, total variation distance (0 to 1); with several seeds smallest to largest"
+_DISTANCE_COLUMNS = [
+    *("half of the steps to the end", "one seed to another", "from uniform"),
+    *("from the one compared with, same seed", "compared with"),
+]
+
+
+def _learned(summary: Summary) -> list[tuple[str, MixtureSummary]]:
+    return [(name, mixture) for name, mixture in summary.mixtures.items() if mixture.method and mixture.weights]
+
+
+def _distance_cells(name: str, mixture: MixtureSummary) -> list[Cell]:
+    stability = mixture.stability
+    return [
+        Cell(spread_text(stability.half_to_end if stability else None)),
+        Cell(number(stability.across_seeds if stability else None, 4)),
+        Cell(spread_text(mixture.distance_from_uniform)),
+        Cell(spread_text(mixture.distance_from_against)),
+        Cell(mixture.against if mixture.against != name else NOTHING),
+    ]
 
 
 def cost_tables(summary: Summary) -> list[Table]:

@@ -194,7 +194,7 @@ def _aim(run: RunRecord) -> str:
     """What a proxy's weights are aimed at."""
     if not isinstance(run.config, ProxyConfig):
         raise TypeError(f"{run.name} is no proxy")
-    if run.config.method == "doremi":
+    if run.config.needs_reference:
         return "Its weights grow where its loss is furthest above that of a reference model (DoReMi)."
     target = run.config.target
     if target == "mix":

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from doge_ds.config_sections import DogeConfig, DoremiConfig
+from doge_ds.config_sections import DogeConfig, MethodOptions
 from doge_ds.reweight.domain_weights import Proposal
 
 # Below this effective number of domains there is no mixture left: 1.5 is one domain with 86 % of the weight (of two
@@ -47,10 +47,10 @@ _TENSORS = ("_weights", "_tenth_sums", "_tenth_counts", "_scores", "_recent_norm
 class Diagnostics:
     """Sums over the accepted updates, what they say for a logged line, and which warnings were given."""
 
-    def __init__(self, train_domains: Sequence[str], options: DogeConfig | DoremiConfig, steps: int) -> None:
+    def __init__(self, train_domains: Sequence[str], options: MethodOptions, steps: int) -> None:
         """Args: names of the k train domains, as DomainWeights has them; its options; steps of the whole run."""
         self._domains, self._options, self._steps = list(train_domains), options, steps
-        # DoReMi's scores are losses: nothing clips them, and gradients have no part in them.
+        # Scores of other methods, like DoReMi's excess losses: nothing clips them, and gradients have no part in them.
         doge = options if isinstance(options, DogeConfig) else None
         self._clip = doge.clip if doge else None
         self._largest_norm = doge.clip_domain_gradients if doge else None
@@ -146,7 +146,7 @@ class Diagnostics:
         left = self._list(self._weights, self._weights > 1 / k, ".3f")
         return (
             f"the weights have collapsed to {effective:.2f} effective domains of {k} ({left}); "
-            f"{_slower(self._options)}, or raise {_section(self._options)}.smoothing (now {self._options.smoothing:g})"
+            f"{self._options.slower()}, or raise {self._options.method}.smoothing (now {self._options.smoothing:g})"
         )
 
     def _unsettled(self) -> str | None:
@@ -156,7 +156,7 @@ class Diagnostics:
         movers = self._list(move, move.abs() >= move.abs().max() / 2, "+.3f")
         return (
             "the weights have not settled: their means over the last two tenths of the run have a total variation "
-            f"distance of {distance:.3f} ({movers}); raise training.steps, or {_slower(self._options)}"
+            f"distance of {distance:.3f} ({movers}); raise training.steps, or {self._options.slower()}"
         )
 
     def _scores_all_clipped(self) -> str | None:
@@ -224,17 +224,6 @@ class Diagnostics:
             setattr(self, name, torch.tensor(state[name], dtype=torch.float64))
         self._all_clipped = deque(state["all_clipped"], maxlen=RECENT)
         self._given = list(state["given"])
-
-
-def _section(options: DogeConfig | DoremiConfig) -> str:
-    return "doge" if isinstance(options, DogeConfig) else "doremi"
-
-
-def _slower(options: DogeConfig | DoremiConfig) -> str:
-    """What makes the weights move less in a step, in words."""
-    if isinstance(options, DogeConfig):
-        return f"raise doge.mu (now {options.mu:g})"
-    return f"lower doremi.step_size (now {options.step_size:g})"
 
 
 def _total_variation(move: torch.Tensor) -> float:

@@ -129,8 +129,9 @@ def test_overlapping_windows_give_each_token_the_context_that_was_promised(setti
     for one in found:
         assert one.tokens.sum() == 53
         ends = np.cumsum(one.tokens)
+        # A loss is a difference of two float32 numbers of up to 5, which round by 2e-6 each, however small it is.
         assert one.nats == pytest.approx(
-            [sum(expected[end - n : end]) for end, n in zip(ends, one.tokens, strict=True)], rel=1e-6
+            [sum(expected[end - n : end]) for end, n in zip(ends, one.tokens, strict=True)], rel=1e-6, abs=4e-6
         )
 
 

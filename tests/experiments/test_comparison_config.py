@@ -82,6 +82,8 @@ def test_settings_reach_mixtures_whose_names_have_dots(tmp_path: Path) -> None:
         ({"proxy": "p.json", "mixtures": {"u": "uniform", "d": {"proxy": {"doge": {"mu": 1}}}}},
          "c.json: mixtures.d.proxy: doge would replace all of the section that the file has; write its keys with dots"),
         ({"evaluation": {"limit": 1.5}}, "evaluation.limit: limit 1.5 is neither a part, below 1, nor a whole number"),
+        ({"mixtures": {"u": {"mixture": "uniform", "groups": ["cod"]}}, "groups": {"code": ["a"]}},
+         "c.json: mixtures.u.groups: 'cod' is no group here; did you mean 'code'?"),
         ({"groups": {"all": []}}, "c.json: the file: the group 'all' names no domain, or one twice"),
     ],
 )  # fmt: skip

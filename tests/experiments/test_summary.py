@@ -1,6 +1,7 @@
 """summary.json from what stages left: seeds that are missing, models that diverged, schedules, shared costs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,10 @@ class Runs:
     def proxy(self, seed: int, **changes: Any) -> Path:
         return make_proxy(self.stage("doge", "proxy", seed, flops=1e6), **changes)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, **changes: Any) -> dict[str, Any]:
         mixtures = {"uniform": MixtureEntry(mixture="uniform"), "doge": MixtureEntry(**self._entry)}
         seeds = sorted({seed for chains in self.chains.values() for seed in chains})
-        config = ComparisonConfig(proxy="p.json", base="b.json", seeds=seeds, mixtures=mixtures)
+        config = ComparisonConfig(proxy="p.json", base="b.json", seeds=seeds, mixtures=mixtures, **changes)
         given = {"uniform": UNIFORM}
         comparison = Comparison("c", Path("c.json"), config, self.chains, DOMAINS, given)
         found = summarize(comparison, self.folder, "cpu")
@@ -77,6 +78,19 @@ def test_a_seed_that_is_not_finished_is_left_out(tmp_path: Path) -> None:
     assert difference == {"by_seed": {"0": pytest.approx(0)}, "mean": pytest.approx(0), "low": None, "high": None}
     assert (doge["worst_domain"]["name"], doge["worst_domain"]["difference_name"]) == ("prose", "prose")
     assert doge["stages"]["1"]["proxy"] == "stages/proxy-doge-s1"
+
+
+def test_a_mixture_counts_in_its_own_groups_and_by_default_in_all(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, groups=["text"])
+    runs.base("uniform", 0, dict.fromkeys(DOMAINS, 10.0))
+    runs.proxy(0)
+    runs.base("doge", 0, {"python": 9.0, "prose": 11.0, "yaml": 10.0})
+    summary = runs.summary(groups={"code": ["python", "yaml"], "text": ["prose"]})
+    doge, uniform = summary["mixtures"]["doge"], summary["mixtures"]["uniform"]
+    assert uniform["average_log_perplexity"].keys() == {"code", "text"}
+    assert doge["average_log_perplexity"].keys() == doge["differences"]["groups"].keys() == {"text"}
+    assert doge["differences"]["groups"]["text"]["mean"] == pytest.approx(math.log(11 / 10))
+    assert doge["log_perplexity"].keys() == doge["differences"]["domains"].keys() == set(DOMAINS)
 
 
 def test_a_diverged_model_has_no_mean(tmp_path: Path) -> None:

@@ -84,11 +84,25 @@ def test_several_comparisons_stand_side_by_side_at_the_top() -> None:
     assert outline.texts["h2"] == ["All comparisons", "one", "two", "Data"]
     table = outline.texts["table"][0]
     rows = [line.split("\n") for line in re.sub(r"\n+", "\n", table).split("\n")]
-    assert sum("trained on" in line[0] for line in rows) == 4
+    assert [sum(group in line[0] for line in rows) for group in GROUPS] == [4, 4]
     assert "two" in table
     mean = two["mixtures"]["doge"]["average_log_perplexity"]["all"]["mean"]
     assert f"{mean:.4f}" in table
     assert "All comparisons" not in Outline(page_of(one)).texts["h2"]
+
+
+def test_comparisons_without_bases_stand_beside_the_others_by_their_weights() -> None:
+    one, two = summary_of("one"), summary_of("sweep", without_bases=list(METHODS))
+    averages, weights = Outline(page_of(one, two)).texts["table"][:2]
+    assert "sweep" not in averages
+    assert two["mixtures"]["doge"]["distance_from_uniform"]["mean"] > 0
+    for summary in (one, two):
+        for name in ("doge", "doremi", "mu 0.1"):
+            mean = summary["mixtures"][name]["distance_from_uniform"]["mean"]
+            assert re.search(rf"{summary['name']}{name}[\d. to()]*{mean:.4f} ", weights), (name, mean)
+    both = Outline(page_of(two, summary_of("sweep 2", without_bases=list(METHODS)))).texts
+    assert both["h2"][0] == "All comparisons"
+    assert "from uniform" in both["table"][0]
 
 
 def test_names_from_files_are_escaped() -> None:

@@ -1,13 +1,14 @@
 """Tables of a comparison: the numbers in their cells."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from doge_ds.reporting import comparison_tables as tables
 from doge_ds.reporting.cells import NOTHING, SHADES, Table, interval, number, signed
-from doge_ds.reporting.summaries import Estimate, Summary
+from doge_ds.reporting.summaries import Estimate, Summary, SummaryFile
 from tests.reporting.comparisons import DOMAINS, METHODS, estimate, summary_of
 
 
@@ -56,6 +57,27 @@ def test_a_group_has_its_own_averages() -> None:
     assert seen.caption.startswith('Average over "trained on" (1 domain), ')
     assert unseen.caption.startswith('Average over "never seen" (4 domains), ')
     assert texts(seen)["doge"] != texts(unseen)["doge"]
+
+
+def test_a_mixture_is_shown_in_the_groups_that_it_counts_in() -> None:
+    """As where each domain in turn is the target: the others trained on it."""
+    values = summary_of(groups={"yaml": DOMAINS[:1], "prose": DOMAINS[1:2]})
+    for name, of in values["mixtures"].items():
+        if name != "uniform" and of["average_log_perplexity"]:
+            left = "prose" if name == "doge" else "yaml"
+            del of["average_log_perplexity"][left]
+            del of["differences"]["groups"][left]
+    summary = Summary.model_validate(values)
+    assert list(texts(tables.average_table(summary, "yaml"))) == ["uniform", "doge"]
+    assert list(texts(tables.average_table(summary, "prose"))) == ["uniform", "natural", "doremi"]
+    front = tables.front_table([SummaryFile(Path("s.json"), "one", summary)])
+    assert [(row.header, *(cell.text for cell in row.cells[:2])) for row in front.rows] == [
+        ("one", "uniform", "yaml"),
+        ("one", "doge", "yaml"),
+        ("one", "uniform", "prose"),
+        ("one", "natural", "prose"),
+        ("one", "doremi", "prose"),
+    ]
 
 
 def test_one_seed_has_no_interval_and_nothing_is_bold_but_the_lowest() -> None:

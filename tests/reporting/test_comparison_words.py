@@ -134,7 +134,7 @@ def test_weights_that_were_learned_are_said_and_what_has_no_base() -> None:
     first = summary.domains[0]
     assert any(text.startswith(f"doge learned {first} 0.") for text in answers)
     assert not any(text.startswith("uniform learned") for text in answers)
-    assert "Without measured bases: mu 0.1." in notes
+    assert 'Without measured bases: "mu 0.1".' in notes
     assert any("of the 3 intervals" in note for note in notes)
     assert not any("not finished" in note for note in notes)
 
@@ -146,7 +146,7 @@ def test_a_comparison_of_proxies_alone() -> None:
     sweep = {"uniform": None, **{f"mu {number}": "doge" for number in range(9)}}
     summary = Summary.model_validate(summary_of(methods=sweep, without_bases=list(sweep)))
     *_, fifth, last = words.answers(summary)
-    assert fifth.startswith("mu 4 learned ")
+    assert fifth.startswith('"mu 4" learned ')
     assert last == "The table of weights has those of the other 4."
 
 

@@ -25,8 +25,12 @@ def environment() -> dict[str, str]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
-# To start Python and load these takes 6 to 8 seconds of a core, to fork a process that has loaded them nothing.
-FORKS.set_forkserver_preload(["torch", "deepspeed", "transformers", "doge_ds.train_base", "doge_ds.train_proxy"])
+# To start Python and load these takes 5 to 8 seconds of a core, to fork a process that has loaded them nothing;
+# what torch and DeepSpeed load when an engine starts and takes its first step is another 2.4 seconds of each rank.
+PROGRAMS = ("torch", "deepspeed", "transformers", "doge_ds.train_base", "doge_ds.train_proxy")
+AT_THE_FIRST_STEP = ("torch._inductor.compile_fx", "torch.distributed.tensor", "torch.utils.cpp_extension")
+AT_THE_FIRST_STEP += ("torch.utils.tensorboard", "transformers.models.gpt2.modeling_gpt2", "deepspeed.module_inject")
+FORKS.set_forkserver_preload([*PROGRAMS, *AT_THE_FIRST_STEP])
 
 
 def _be_rank(program: str, arguments: Sequence[str], variables: dict[str, str], output: Path) -> None:

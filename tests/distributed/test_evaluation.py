@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,15 +19,6 @@ from tests.distributed.ranks import ROOT, Ranks, deepspeed
 
 FIXTURE = ROOT / "tests/fixtures/tasks_measuring_nothing"
 TASKS = ["copa", "sciq", "piqa"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As each rank has, so that all numbers are added up in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

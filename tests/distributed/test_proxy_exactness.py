@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,20 +23,27 @@ from tests.distributed.scenarios import (
     EXACT,
     EXTENDED,
     HALF,
-    OF_THE_SCORES,
     ROUNDED,
     SKIPPED,
     STEPS,
     batches_of,
     freeze,
     rows_of,
+    runs_on,
 )
 
-NAMES = [scenario["name"] for scenario in EXACT]
 EXTENDED_NAMES = [scenario["name"] for scenario in EXTENDED]
 SCENARIOS = [*EXACT, *DOREMI, *EXTENDED, *ROUNDED, *SKIPPED, *HALF, *EVALUATED]
 WORLD_SIZES = [1, 2, 4]
-RUNS = [(name, ranks) for name in NAMES for ranks in WORLD_SIZES if ranks < 4 or name not in OF_THE_SCORES]
+FORMS = {"bf16_buffer": "buffer", "bf16_list": "list", "bf16_rows": "list"}
+
+
+def runs(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Each scenario with each number of ranks that it is run on."""
+    return [(name, ranks) for name in names for ranks in WORLD_SIZES if runs_on(name, ranks)]
+
+
+EXACT_RUNS = runs(scenario["name"] for scenario in EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +52,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     found = {}
     for world_size in WORLD_SIZES:
         folder = found[world_size] = tmp_path_factory.mktemp(f"ranks{world_size}")
-        runs = [scenario for scenario in SCENARIOS if world_size < 4 or scenario["name"] not in OF_THE_SCORES]
-        (folder / "scenarios.json").write_text(json.dumps(runs))
+        chosen = [scenario for scenario in SCENARIOS if runs_on(scenario["name"], world_size)]
+        (folder / "scenarios.json").write_text(json.dumps(chosen))
         run_worker(world_size, "proxy_worker.py", str(folder / "scenarios.json"), str(folder))
     return found
 
@@ -114,7 +122,7 @@ def assert_same_parameters(final: dict, parameters: dict) -> None:
         assert difference < 1e-5, key
 
 
-@pytest.mark.parametrize(("name", "world_size"), RUNS)
+@pytest.mark.parametrize(("name", "world_size"), EXACT_RUNS)
 def test_every_step_and_the_final_model_equal_the_reference(
     name: str, world_size: int, folders: dict[int, Path]
 ) -> None:
@@ -130,8 +138,7 @@ def test_every_step_and_the_final_model_equal_the_reference(
     assert_same_parameters(torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True), parameters)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("name", [scenario["name"] for scenario in DOREMI])
+@pytest.mark.parametrize(("name", "world_size"), runs(scenario["name"] for scenario in DOREMI))
 def test_every_step_of_doremi_and_the_final_model_equal_its_reference(
     name: str, world_size: int, folders: dict[int, Path]
 ) -> None:
@@ -150,8 +157,7 @@ def test_every_step_of_doremi_and_the_final_model_equal_its_reference(
     assert_same_parameters(torch.load(folders[world_size] / f"{name}.final.pt", weights_only=True), parameters)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("name", EXTENDED_NAMES)
+@pytest.mark.parametrize(("name", "world_size"), runs(EXTENDED_NAMES))
 def test_subsets_rare_updates_and_selections_equal_theirs(name: str, world_size: int, folders: dict[int, Path]) -> None:
     history, parameters = expected(name, folders[1] / f"{name}.initial.pt")
     found = json.loads((folders[world_size] / f"{name}.json").read_text())
@@ -170,7 +176,7 @@ def test_subsets_rare_updates_and_selections_equal_theirs(name: str, world_size:
 
 
 def test_one_two_and_four_ranks_give_the_same_weights(folders: dict[int, Path]) -> None:
-    for name, world_size in RUNS:
+    for name, world_size in EXACT_RUNS:
         one, other = (
             torch.tensor(json.loads((folders[ranks] / f"{name}.json").read_text())["weights"])
             for ranks in (1, world_size)
@@ -178,14 +184,13 @@ def test_one_two_and_four_ranks_give_the_same_weights(folders: dict[int, Path]) 
         assert (one - other).abs().max() < 1e-5, name
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize(("name", "form"), [("bf16_buffer", "buffer"), ("bf16_list", "list"), ("bf16_rows", "list")])
+@pytest.mark.parametrize(("name", "world_size"), runs(FORMS))
 def test_bf16_in_both_forms_and_in_the_rows_alone_follows_the_reference(
-    name: str, form: str, world_size: int, folders: dict[int, Path]
+    name: str, world_size: int, folders: dict[int, Path]
 ) -> None:
     history, _ = expected(name, folders[1] / f"{name}.initial.pt")
     found = json.loads((folders[world_size] / f"{name}.json").read_text())
-    assert found["form"] == form
+    assert found["form"] == FORMS[name]
     assert found["groups"] == 2
     wanted = torch.tensor(history["weights"])
     assert (torch.tensor(found["weights"]) - wanted).abs().max() < 0.1 * (wanted - 1 / 3).abs().max()
@@ -194,8 +199,7 @@ def test_bf16_in_both_forms_and_in_the_rows_alone_follows_the_reference(
     assert ((first - wanted_first).abs() / wanted_first.diagonal().max()).max() < 0.02
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("name", [scenario["name"] for scenario in SKIPPED])
+@pytest.mark.parametrize(("name", "world_size"), runs(scenario["name"] for scenario in SKIPPED))
 def test_a_step_with_nan_changes_neither_weights_nor_sum_nor_count(
     name: str, world_size: int, folders: dict[int, Path]
 ) -> None:

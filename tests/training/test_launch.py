@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -288,9 +289,18 @@ def start_mistake(environment: dict[str, str], *seconds: str) -> subprocess.Pope
     return process
 
 
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_a_task_that_srun_ends_for_the_same_mistake_says_nothing_and_has_its_status() -> None:
     process = start_mistake(TASK_1_OF_2, "60", "60")
-    time.sleep(0.5)  # from the line that it printed to its handler
+    until = time.monotonic() + 30
+    while not catches(process.pid, signal.SIGTERM):  # from the line that it printed to its handler
+        assert time.monotonic() < until
+        time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=30)
     assert (process.returncode, *printed) == (2, "", "")

@@ -83,5 +83,5 @@ def _schedule(run: Run, before: Sequence[str], options: list[str]) -> Stage:
         raise ValueError(f"{run.name} has no schedule")
     parts = ["--stages", str(wanted.parts), "--steps", str(wanted.base_steps)]
     command = ["slurm/verb.sh", "mixture", "schedule", str(wanted.run), *parts, "-o", str(run.schedule_file)]
-    result = run.schedule_file if run.schedule_file.exists() else None  # the verb replaces no file
+    result = run.schedule_file if run.schedule_file.exists() else None
     return Stage(f"schedule-{run.directory.name}", command, list(before), options, result=result)

@@ -156,8 +156,18 @@ def copy_contents(folder: Path, to: Path) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write or replace `path`. A reader, or a kill in the middle, sees the old file or the new one."""
+    write_text(path, json_text(values))
+
+
+def json_text(values: Any) -> str:
+    """As `write_json` writes them."""
+    return json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace `path`. A reader, or a kill in the middle, sees the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(without_nan(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -1,7 +1,6 @@
 """`doge-ds mixture ...`: look at mixtures, compare, average and change them, make schedules, write other formats."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from doge_ds.data.tokens import TokenStore
 from doge_ds.errors import ConfigError, MixtureError, nearest
-from doge_ds.json_files import without_nan
+from doge_ds.json_files import json_text, write_text
 from doge_ds.mixture import Mixture, published_names, tokenizer_warning
 from doge_ds.mixture_files import exported, read_any
 from doge_ds.mixture_schedule import ScheduleFile
@@ -83,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """`doge-ds mixture`: what the command says; 0."""
-    _check_output(getattr(arguments, "output", None))
     if plot := getattr(arguments, "plot", None):
         check_plot(plot)
     return {
@@ -199,8 +197,7 @@ def _settings(words: Sequence[str]) -> dict[str, float]:
 def _schedule(arguments: argparse.Namespace) -> int:
     found = schedule_of_run(arguments.run, arguments.stages, arguments.steps)
     if arguments.output:
-        found.write(arguments.output)
-        print(f"written: {arguments.output}", file=sys.stderr)
+        _write(arguments.output, json_text(found.model_dump(mode="json")))
     if arguments.json:
         _print_json(found.model_dump(mode="json"))
     else:
@@ -218,11 +215,7 @@ def _export(arguments: argparse.Namespace) -> int:
     ((_, mixture),) = _read(arguments).items()
     text = exported(mixture, arguments.format, arguments.prefix)
     if arguments.output:
-        try:
-            arguments.output.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise _cannot_be_written(arguments.output, error) from None
-        print(f"written: {arguments.output}", file=sys.stderr)
+        _write(arguments.output, text + "\n")
     else:
         print(text)
     return 0
@@ -246,11 +239,7 @@ def _read(arguments: argparse.Namespace) -> dict[str, Mixture]:
 def _give(mixture: Mixture, arguments: argparse.Namespace) -> int:
     """Write mixture.json where that is wanted, and print a table or JSON."""
     if arguments.output:
-        try:
-            mixture.write(arguments.output)
-        except OSError as error:
-            raise _cannot_be_written(arguments.output, error) from None
-        print(f"written: {arguments.output}", file=sys.stderr)
+        _write(arguments.output, json_text(mixture.model_dump(mode="json")))
     if arguments.json:
         _print_json(mixture.model_dump(mode="json") | {"effective_domains": effective_domains(mixture.domains)})
     else:
@@ -268,14 +257,25 @@ def _common_facts(mixtures: Sequence[Mixture]) -> dict[str, Any]:
     }
 
 
-def _check_output(output: Path | None) -> None:
-    if output is not None and os.path.lexists(output):
-        raise ConfigError(f"-o {output}", "exists, and is not touched", "name another file")
+def _write(output: Path, text: str) -> None:
+    """A file, in one piece or not at all; none is replaced. One that holds this already is what was asked for: a job
+    that Slurm starts a second time has nothing left to do.
 
-
-def _cannot_be_written(output: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"-o {output}", f"cannot be written ({error.strerror})", "name a file in a folder of yours")
+    Raises:
+        ConfigError: it holds something else, or cannot be written.
+    """
+    try:
+        if os.path.lexists(output):
+            if not output.is_file() or output.read_bytes() != text.encode():
+                raise ConfigError(f"-o {output}", "exists, and is not touched", "name another file")
+            print(f"written before: {output}", file=sys.stderr)
+        else:
+            write_text(output, text)
+            print(f"written: {output}", file=sys.stderr)
+    except OSError as error:
+        remedy = "name a file in a folder of yours"
+        raise ConfigError(f"-o {output}", f"cannot be written ({error.strerror})", remedy) from None
 
 
 def _print_json(values: Any) -> None:
-    print(json.dumps(without_nan(values), indent=2, allow_nan=False))
+    print(json_text(values), end="")

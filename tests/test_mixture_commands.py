@@ -207,6 +207,25 @@ def test_stages_are_the_means_of_the_weights_themselves(tmp_path: Path, capsys: 
     assert list(whole["mixture"].values()) == pytest.approx(weights.mean(axis=0).tolist(), abs=1e-12)
 
 
+def test_a_job_that_is_started_again_finds_its_file_and_replaces_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trajectory(tmp_path / "proxy")
+    output, link = tmp_path / "stages.json", tmp_path / "link"
+    words = ["schedule", str(tmp_path / "proxy"), "--stages", "3", "-o"]
+    printed = call(capsys, *words, str(output))
+    before = (output.read_bytes(), output.stat().st_mtime_ns)
+    assert main(["mixture", *words, str(output)]) == 0
+    assert capsys.readouterr() == (printed, f"written before: {output}\n")
+    words[3] = "2"
+    assert f"-o {output}: exists, and is not touched" in refusal(capsys, *words, str(output))
+    assert (output.read_bytes(), output.stat().st_mtime_ns) == before
+    link.symlink_to("nowhere")
+    for place in (link, tmp_path / "proxy"):
+        assert f"-o {place}: exists, and is not touched" in refusal(capsys, *words, str(place))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_domain_that_has_collapsed_is_0_in_later_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory(tmp_path / "proxy")
     updates = np.exp([[0.0, 0.0, -0.9 * step] for step in range(40)])

@@ -17,9 +17,8 @@ demo: $(READY)
 	$(VENV)/bin/python -m doge_ds.demo
 
 # Two processes: many tests wait for ranks that they started. A file's tests stay together, they share what it made.
-# In the order of the files, which begins with those that take long: both processes end at about the same time.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slurm: $(READY)
 	$(VENV)/bin/python -m pytest tests/slurm -rs

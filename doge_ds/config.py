@@ -15,6 +15,7 @@ from pydantic_core import to_json
 from doge_ds.config_mistakes import first_mistake
 from doge_ds.config_sections import (
     METHODS,
+    REFERENCE_METHODS,
     BaseTrainingConfig,
     DataConfig,
     DogeConfig,
@@ -63,7 +64,7 @@ class ProxyConfig(RunConfig):
     @property
     def needs_reference(self) -> bool:
         """Whether the method compares losses with those of a reference model."""
-        return "reference" in type(self.options).model_fields
+        return self.method in REFERENCE_METHODS
 
     @property
     def reference(self) -> str | None:

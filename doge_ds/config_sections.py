@@ -218,3 +218,5 @@ class DoremiConfig(Section):
 MethodOptions = DogeConfig | DoremiConfig
 # Methods by name, each with its section. A further one is a part of MethodOptions and a field of ProxyConfig.
 METHODS: dict[str, type[MethodOptions]] = {kind.method: kind for kind in get_args(MethodOptions)}
+# Those that compare losses with a reference model's.
+REFERENCE_METHODS = tuple(name for name, section in METHODS.items() if "reference" in section.model_fields)

@@ -96,9 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     ((name, mixture),) = _read(arguments).items()
+    status = _give(mixture, arguments)
     if arguments.plot:
         write_plot({name: mixture.domains}, arguments.plot)
-    return _give(mixture, arguments)
+    return status
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from doge_ds.config import ProxyConfig
+from doge_ds.config_sections import REFERENCE_METHODS
 from doge_ds.data.batches import BatchSizes
 from doge_ds.data.loader import ProxyLoader
 from doge_ds.data.tokens import TokenStore, file_sha256
@@ -77,8 +78,8 @@ def with_reference(config: ProxyConfig, given: str | None) -> ProxyConfig:
     if not config.needs_reference:
         if given is None:
             return config
-        problem = f"belongs to method doremi, and this is {config.method}"
-        raise ConfigError(f"--reference {given}", problem, 'leave it out, or set "method": "doremi"')
+        problem = f"belongs to method {' or '.join(REFERENCE_METHODS)}, and this is {config.method}"
+        raise ConfigError(f"--reference {given}", problem, f'leave it out, or set "method": "{REFERENCE_METHODS[0]}"')
     name = given or config.reference
     if name is not None and os.path.isfile(Path(name) / "run.json"):  # Path.is_file raises OSError for a long name
         if not (Path(name) / "hf").is_dir():

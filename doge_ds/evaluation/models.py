@@ -135,7 +135,7 @@ def choose_device(name: str, local_rank: int = 0) -> str:
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch asserts that it was built with CUDA
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         problem = f"torch cannot use it ({first_line(error)})"
         raise ConfigError(f"--device {name}", problem, "give auto, cpu or a GPU that is there, like cuda:0") from None
     return name

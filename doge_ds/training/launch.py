@@ -294,7 +294,7 @@ def run_program(main: Callable[[], int]) -> NoReturn:
 
 
 def _print_whole_lines() -> None:
-    """Each line on stderr in one write(2), which other ranks that write to the same pipe or file cannot tear.
+    """Each line on stderr in one write(2), which up to 4 KB other ranks that write to the same pipe cannot tear.
 
     Python writes what it prints at once and its newline after it: two ranks that said something in the same moment
     were read as `copa (1 of 3 tasks)sciq (2 of 3 tasks)` and an empty line.

@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from doge_ds.config import RunConfig
-from doge_ds.config_sections import METHODS
-from doge_ds.errors import RunError
+from doge_ds.config_sections import REFERENCE_METHODS
+from doge_ds.errors import RunError, first_line
 from doge_ds.json_files import parse_json, write_json
 from doge_ds.training.monitor import MONITORS
 
@@ -55,7 +55,7 @@ FREE_KEYS = (
     "config.training.export_dtype",
     "config.mixture",  # what is trained on stands in run.json
     # So does what tells a reference model from another.
-    *(f"config.{name}.reference" for name, section in METHODS.items() if "reference" in section.model_fields),
+    *(f"config.{name}.reference" for name in REFERENCE_METHODS),
     "mixture_from",
     "ranks",  # a checkpoint is converted for another number of them
     *(f"config.deepspeed.{name}" for name in MONITORS),
@@ -143,8 +143,9 @@ class RunDirectory:
             problem = "is being written by another process"
             remedy = f"wait for its end, or end it; `fuser {self.path / LOCK}` on its node names it"
             return RunError(str(self.path), problem, remedy)
-        except (OSError, NotImplementedError):  # a file system without locks
-            return None
+        except (OSError, NotImplementedError) as error:  # a file system without locks; older filelocks have the second
+            text = f"warning: {self.path}: its file system has no locks ({first_line(error)}); start it only once"
+            print(text, file=sys.stderr, flush=True)
         return None
 
     def create(self, first_step: int = 0, config: Path | None = None) -> None:

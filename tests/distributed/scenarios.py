@@ -103,6 +103,19 @@ EXACT = [
     scenario("llama_untied_frozen", "all", model=LLAMA, frozen="embed_tokens", doge={"preset": "paper", "mu": 0.2}),
     alone("rows_on_the_host", ["x"], mu=0.05, gradient_store="cpu"),
 ]
+# What these options change is computed from the Gram matrix, alike on every rank: they run on 1 and 2 ranks. The others
+# run on 4 too, where a scenario takes 4 to 8 seconds on 2 cores.
+OF_THE_SCORES = (
+    "one_outside",
+    "two_outside",
+    "clip_domain_gradients",
+    "mean_gradient_norm",
+    "cosine",
+    "clip",
+    "smoothing",
+    "step_size",
+    "euclidean",
+)
 # DoReMi, against tests/reference_doremi.py: `doge` holds its section.
 DOREMI = [
     doremi("doremi", micro=None, step_size=0.3, smoothing=1e-3),
@@ -149,19 +162,9 @@ HALF = [scenario("fp16", "all", doge={"preset": "official"}, deepspeed=FP16)]
 EVALUATED = [scenario("evaluated", "all", doge={"preset": "paper"}, evaluated_every=20)]
 
 
-# On 4 ranks too, where a scenario takes 4 to 8 seconds on 2 cores: one of every kind of row, of every way in which
-# gradients are cut, kept and reduced, and of every reason to skip a step. What other options change is computed from
-# the Gram matrix, alike on every rank: they run on 1 and 2 ranks.
-ON_FOUR_RANKS = (
-    *("all_paper", "mix_official", "small_buckets", "llama_untied_frozen", "rows_on_the_host"),
-    *("doremi", "subsets_official_mean", "selection_largest_outside"),
-    *("bf16_buffer", "bf16_list", "fp16", "poisoned", "evaluated"),
-)
-
-
 def runs_on(name: str, ranks: int) -> bool:
     """Whether the scenario of this name is run on so many ranks."""
-    return ranks < 4 or name in ON_FOUR_RANKS
+    return ranks < 4 or name not in OF_THE_SCORES
 
 
 def rows_of(scenario: dict, step: int) -> tuple[list[int], bool]:

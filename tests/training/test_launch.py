@@ -327,7 +327,7 @@ launch.run_program(main)
 """
 
 
-@pytest.mark.parametrize("options", [[], ["-u"]], ids=["", "as deepspeed starts it"])
+@pytest.mark.parametrize("options", [[], ["-u"]], ids=["python", "python -u, as deepspeed starts it"])
 def test_a_rank_writes_each_line_whole(options: list[str]) -> None:
     ours, of_the_rank = os.pipe2(os.O_DIRECT)  # packets: a read returns what one write wrote
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {"RANK": "1"}

@@ -133,6 +133,18 @@ def test_activations_hold_the_logits_and_grow_with_the_micro_batch() -> None:
     assert activation_bytes(shape(2), 2) < one
 
 
+def test_a_model_that_fake_tensors_cannot_run_is_planned_without_its_activations() -> None:
+    """The product of Phi's experts has a fake form for bfloat16 only."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    model = model_config({"model_type": "phimoe", **sizes, **experts}, VOCABULARY, 0, LENGTH)
+    planned = RankShape(**{**vars(shape(2)), "model": model})
+    assert activation_bytes(planned, 4) is None
+    found = items(rank_memory(planned))
+    assert "activations and logits" not in found
+    assert len(found) > 2
+
+
 def test_gradient_checkpointing_holds_less() -> None:
     deep = model_config({**SMALL, "n_layer": 8}, VOCABULARY, 0, LENGTH)
     plain, checkpointed = (

@@ -1,6 +1,8 @@
 """Run directories: which may be continued, and what is recorded of a start."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,20 @@ def test_a_jobs_scripts_and_configuration_are_kept(tmp_path: Path, monkeypatch: 
     (tmp_path / "slurm/site.sh").write_text("# edited later")
     kept = {file.name: file.read_text() for file in (tmp_path / "run/submitted").iterdir()}
     assert kept == {"proxy.sh": "# proxy", "launch.sh": "# launch", "site.sh": "# site", "x.json": "{}"}
+
+
+def test_a_file_system_without_locks_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)  # as NFS without its lock daemon; filelock is the real one
+    assert look(tmp_path / "run").lock() is None
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"warning: {tmp_path / 'run'}: its file system has no locks (")
+    assert printed.endswith("); start it only once\n")
+    assert printed.count("\n") == 1
 
 
 def test_two_processes_do_not_write_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node W tests/distributed/proxy_worker.py SCENARIOS.json FOLDER
 
-One start serves many scenarios: a start costs 15 s, a scenario one or two.
+One start serves many scenarios: the libraries are loaded once, a scenario takes a second or two on one rank.
 """
 
 import json
